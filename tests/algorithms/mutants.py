@@ -1,0 +1,247 @@
+"""Mutants of the algorithms, made from the syntax tree: does some test notice?
+
+``python -m tests.algorithms.mutants`` runs them all (an hour); ``--module kl`` those of one module, ``--sample 20``
+some. A mutant is one small change: a sign, a comparison, a mask, a denominator, a constant, a detach, a reduction.
+Each runs in a process of its own against the tests of its module and the battery's cases of its function, with a
+package whose one module is replaced in memory: no file changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.abc
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch  # before the fork: each mutant starts from there
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "toolgym" / "algorithms"
+PER_FUNCTION = 6
+TIMEOUT_S = 240
+
+COMPARE = {ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
+BITS = {ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
+METHODS = {
+    "sum": "mean",
+    "amax": "amin",
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "exp": "abs",
+    "exp_": "abs_",
+    "sqrt": "abs",
+    "square": "abs",
+    "cumsum": "cumprod",
+    "neg": "abs",
+    "neg_": "abs_",
+    "any": "all",
+    "argmin": "argmax",
+    "log": "abs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One changed place: the module, the function, what was changed, and the whole module's new source."""
+
+    module: str
+    function: str
+    what: str
+    line: int
+    source: str
+
+    @property
+    def label(self) -> str:
+        """``kl.unbiased_kl:92 Add -> Sub``."""
+        return f"{self.module}.{self.function}:{self.line} {self.what}"
+
+
+def mutants(module: str) -> list[Mutant]:
+    """Up to `PER_FUNCTION` mutants of each function of a module, spread over the kinds of change."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found: list[Mutant] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found += _of_function(module, tree, node)
+    return found
+
+
+def _of_function(module: str, tree: ast.Module, function: ast.FunctionDef) -> list[Mutant]:
+    body = [n for statement in function.body for n in ast.walk(statement)]
+    changes = [(node, what, change) for node in body for what, change in _changes(node)]
+    random.Random(f"{module}.{function.name}").shuffle(changes)
+    by_kind: dict[str, list] = {}
+    for entry in changes:
+        by_kind.setdefault(entry[1].split()[0], []).append(entry)
+    chosen = [entries[i] for i in range(len(changes)) for entries in by_kind.values() if i < len(entries)]
+    return [_apply(module, tree, function, *entry) for entry in chosen[:PER_FUNCTION]]
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """What can be changed at a node: a description, and a function on the copied node that returns the new one."""
+    if isinstance(node, ast.BinOp):
+        table = ARITHMETIC | BITS
+        if type(node.op) in table:
+            new = table[type(node.op)]
+            yield f"{type(node.op).__name__} -> {new.__name__}", lambda n, new=new: _with(n, op=new())
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARE:
+        new = COMPARE[type(node.ops[0])]
+        yield f"{type(node.ops[0]).__name__} -> {new.__name__}", lambda n, new=new: _with(n, ops=[new(), *n.ops[1:]])
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
+        yield f"drop {type(node.op).__name__}", lambda n: n.operand
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        yield f"constant {node.value} -> {node.value + 1}", lambda n: ast.Constant(n.value + 1)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        name = node.func.attr
+        if name in METHODS:
+            yield f"{name} -> {METHODS[name]}", lambda n, name=name: _with(n, func=_with(n.func, attr=METHODS[name]))
+        if name == "where" and len(node.args) == 3:
+            yield "where swapped", lambda n: _with(n, args=[n.args[0], n.args[2], n.args[1]])
+        if name in ("detach", "clamp", "clamp_"):
+            yield f"drop {name}", lambda n: n.func.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("silence", "hush"):
+        yield f"drop {node.func.id}", lambda n: n.args[0]
+
+
+def _with(node: ast.AST, **fields: object) -> ast.AST:
+    new = copy.copy(node)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    return new
+
+
+def _apply(module: str, tree: ast.Module, function: ast.FunctionDef, node: ast.AST, what: str, change) -> Mutant:
+    class Swap(ast.NodeTransformer):
+        def visit(self, n: ast.AST) -> ast.AST:
+            return change(n) if n is node else self.generic_visit(copy.copy(n))
+
+        def generic_visit(self, n: ast.AST) -> ast.AST:
+            for name, value in ast.iter_fields(n):
+                if isinstance(value, list):
+                    setattr(n, name, [self.visit(v) if isinstance(v, ast.AST) else v for v in value])
+                elif isinstance(value, ast.AST):
+                    setattr(n, name, self.visit(value))
+            return n
+
+    source = ast.unparse(ast.fix_missing_locations(Swap().visit(tree)))
+    return Mutant(module=module, function=function.name, what=what, line=node.lineno, source=source)
+
+
+class _Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from the mutant's source."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.name = f"toolgym.algorithms.{mutant.module}"
+        self.path = str(PACKAGE / f"{mutant.module}.py")
+        self.source = mutant.source
+
+    def find_spec(self, fullname, path, target=None):
+        """The spec of that module only."""
+        return importlib.util.spec_from_loader(fullname, self, origin=self.path) if fullname == self.name else None
+
+    def create_module(self, spec):
+        """The default one."""
+
+    def exec_module(self, module):
+        """Run the mutant's source in it."""
+        exec(compile(self.source, self.path, "exec"), module.__dict__)
+
+
+def tests_of(mutant: Mutant) -> list[list[str]]:
+    """Arguments of pytest, one list a round: the files that know the module, then the battery's cases of its
+    functions.
+    """
+    here = ROOT / "tests" / "algorithms"
+    apart = ("test_battery", "test_docs", "test_mutants", "test_bandit", "test_bias_variance")
+    own = [path for path in sorted(here.glob("test_*.py")) if path.stem not in apart]
+    knows = [str(p) for p in own if f"algorithms.{mutant.module} import" in p.read_text(encoding="utf-8")]
+    public = ast.parse(mutant.source).body
+    names = [n.name for n in public if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.decorator_list]
+    chosen = [mutant.function] if mutant.function in names else names
+    everything = (
+        [str(here / "test_battery.py"), "-k", " or ".join(chosen)] if chosen else [str(here / "test_battery.py")]
+    )
+    defaults = [str(here / "test_published_defaults.py")]  # reads them from the cards, so it imports no module
+    return [round for round in (knows, defaults, everything) if round]
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether all tests pass on the mutant, in a forked child that has not imported the package yet.
+
+    A mutant that hangs is noticed.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _child(mutant)
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
+
+def _child(mutant: Mutant) -> None:
+    code = 99
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        sys.meta_path.insert(0, _Replaced(mutant))
+        flags = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+        codes = [0]
+        for chosen in tests_of(mutant):
+            codes.append(codes[-1] or int(pytest.main([*flags, *chosen])))
+        code = codes[-1]
+    finally:
+        os._exit(code)
+
+
+def all_modules() -> list[str]:
+    """The modules with equations."""
+    return sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "registry"))
+
+
+def main() -> None:
+    """Run the mutants and print those that survive."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--module", action="append", help="only this module; may be repeated")
+    parser.add_argument("--sample", type=int, default=0, help="so many mutants, chosen at random with a fixed seed")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [m for module in args.module or all_modules() for m in mutants(module)]
+    if args.sample:
+        chosen = random.Random(0).sample(chosen, min(args.sample, len(chosen)))
+    alive = 0
+    for module in sorted({m.module for m in chosen}):
+        same = Mutant(
+            module=module,
+            function="",
+            what="nothing",
+            line=0,
+            source=(PACKAGE / f"{module}.py").read_text(encoding="utf-8"),
+        )
+        assert survives(same), f"the tests of {module} fail without any mutant"
+    for mutant in chosen:
+        if survives(mutant):
+            alive += 1
+            print(f"survives: {mutant.label}", flush=True)
+    print(f"{len(chosen)} mutants, {alive} survive")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Fits: exact on curves without noise, honest about what the data cannot say."""
+
+import math
+
+import pytest
+import torch
+
+from toolgym.algorithms.fits import fit_power_law, fit_sigmoid, power_law_slope, sigmoid_curve
+
+TRUE = {"start": 0.30, "asymptote": 0.645, "exponent": 1.7, "midpoint": 8000.0}
+COMPUTE = [float(c) for c in torch.logspace(3, 4.7, 24)]
+
+
+def curve(compute, **changes):
+    return [float(x) for x in sigmoid_curve(torch.tensor(compute, dtype=torch.float64), **(TRUE | changes))]
+
+
+def test_sigmoid_curve_worked_values():
+    got = curve([8000.0, 2000.0, 50000.0, 1e-300, 1e300])
+    assert got == pytest.approx([0.4725, 0.3299, 0.6303, 0.30, 0.645], abs=5e-5)
+
+
+def test_fit_sigmoid_recovers_a_curve_without_noise():
+    fit = fit_sigmoid(COMPUTE, curve(COMPUTE), start=0.30)
+    assert fit.asymptote == pytest.approx(0.645, abs=1e-4)
+    assert fit.exponent == pytest.approx(1.7, abs=1e-2)
+    assert fit.midpoint == pytest.approx(8000, rel=1e-2)
+    assert fit.bounded
+    assert fit.low <= fit.asymptote <= fit.high
+    assert fit.sse < 1e-8
+
+
+def test_fit_sigmoid_covers_the_truth_and_predicts_the_rest_of_the_run():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(8):
+        noise = 0.005 * torch.randn(len(COMPUTE), generator=generator)
+        fit = fit_sigmoid(COMPUTE, [y + float(e) for y, e in zip(curve(COMPUTE), noise, strict=True)], start=0.30)
+        covered += fit.low <= 0.645 <= fit.high
+        assert float(fit.predict(torch.tensor(1e5))) == pytest.approx(curve([1e5])[0], abs=0.03)
+    assert covered >= 6
+
+
+def test_fit_sigmoid_says_when_the_asymptote_is_not_identified():
+    early = [c for c in COMPUTE if c < 5000]
+    generator = torch.Generator().manual_seed(1)
+    noisy = [y + 0.003 * float(torch.randn((), generator=generator)) for y in curve(early)]
+    assert not fit_sigmoid(early, noisy, start=0.30).bounded
+
+
+def test_fit_sigmoid_skips_the_low_compute_regime():
+    scores = curve(COMPUTE)
+    spoilt = [0.9 if c < 1500 else y for c, y in zip(COMPUTE, scores, strict=True)]
+    assert fit_sigmoid(COMPUTE, spoilt, start=0.30, skip=1500).asymptote == pytest.approx(0.645, abs=1e-3)
+
+
+@pytest.mark.parametrize("compute", [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0], [1.0, math.nan, 2.0, 3.0, 4.0]])
+def test_fit_sigmoid_refuses_what_it_cannot_fit(compute):
+    with pytest.raises(ValueError, match="usable points"):
+        fit_sigmoid(compute, [0.5] * len(compute), start=0.3)
+
+
+K, N0 = 0.4, 7e9
+SIZES = {5e8: 0.3, 3e9: 0.5, 7e9: 0.6, 3.2e10: 0.9}
+
+
+def law(size, x, e):
+    return 10 ** (e - K / (1 + N0 / size) * math.log10(x))
+
+
+POINTS = [(n, x, law(n, x, e)) for n, e in SIZES.items() for x in (1e3, 1e4, 1e5, 1e6)]
+
+
+def test_power_law_slope_is_half_its_limit_at_n0_and_saturates():
+    got = power_law_slope(torch.tensor([7e9, 1e30, 1e8, 1e9]), k_max=K, n0=N0)
+    assert got[:2].tolist() == pytest.approx([K / 2, K])
+    assert got[2] < got[3]
+
+
+def test_fit_power_law_recovers_a_law_without_noise():
+    fit = fit_power_law(POINTS)
+    assert fit.k_max == pytest.approx(K, abs=1e-3)
+    assert fit.n0 == pytest.approx(N0, rel=1e-2)
+    assert fit.r_squared == pytest.approx(1.0, abs=1e-6)
+    assert fit.identified
+    for n, e in SIZES.items():
+        assert fit.intercepts[n] == pytest.approx(e, abs=5e-3)
+        assert float(fit.predict(n, torch.tensor(1e5))) == pytest.approx(law(n, 1e5, e), rel=5e-3)
+
+
+def test_fit_power_law_extrapolates_to_a_larger_model():
+    fit = fit_power_law([p for p in POINTS if p[0] < 3e10])
+    assert fit.slope(3.2e10) == pytest.approx(K / (1 + N0 / 3.2e10), rel=0.01)
+    with pytest.raises(KeyError):
+        fit.predict(3.2e10, torch.tensor(1e5))
+    got = float(fit.predict(3.2e10, torch.tensor(1e5), intercept=0.9))
+    assert got == pytest.approx(law(3.2e10, 1e5, 0.9), rel=0.02)
+
+
+def test_fit_power_law_with_noise_is_near_and_its_interval_covers():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(10):
+        noisy = [(n, x, y * math.exp(0.02 * float(torch.randn((), generator=generator)))) for n, x, y in POINTS]
+        fit = fit_power_law(noisy)
+        assert fit.k_max == pytest.approx(K, abs=0.05)
+        covered += fit.k_low <= K <= fit.k_high
+    assert covered >= 8
+
+
+def test_fit_power_law_every_size_weighs_the_same():
+    doubled = POINTS + [p for p in POINTS if p[0] == 5e8]
+    bent = [(n, x, y * (1.1 if x == 1e6 and n == 5e8 else 1.0)) for n, x, y in doubled]
+    single = [(n, x, y * (1.1 if x == 1e6 and n == 5e8 else 1.0)) for n, x, y in POINTS]
+    assert fit_power_law(bent).k_max == pytest.approx(fit_power_law(single).k_max, abs=1e-9)
+
+
+def test_fit_power_law_one_size_is_a_straight_line():
+    fit = fit_power_law([p for p in POINTS if p[0] == 7e9])
+    assert not fit.identified
+    assert fit.slope(7e9) == pytest.approx(K / 2)
+    assert fit.k_low <= fit.k_max <= fit.k_high
+
+
+def test_fit_power_law_drops_a_loss_of_zero_and_refuses_too_little():
+    fit = fit_power_law([*POINTS, (7e9, 1e9, 0.0)])
+    assert fit.k_max == pytest.approx(K, abs=1e-3)
+    with pytest.raises(ValueError, match="usable points"):
+        fit_power_law(POINTS[:2])
+    with pytest.raises(ValueError, match="different amounts"):
+        fit_power_law([(1e9, 10.0, 0.5), (2e9, 10.0, 0.4), (3e9, 10.0, 0.3)])
+
+
+def test_fit_power_law_explains_nothing_where_there_is_no_slope():
+    a = 0.3
+    fit = fit_power_law([(1e9, 10.0, 10 ** (a - 1)), (1e9, 100.0, 10 ** (-2 * a - 1)), (1e9, 1000.0, 10 ** (a - 1))])
+    assert fit.k_max == pytest.approx(0.0, abs=1e-12)
+    assert fit.r_squared == pytest.approx(0.0, abs=1e-9)

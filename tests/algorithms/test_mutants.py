@@ -1,0 +1,34 @@
+"""The mutation check itself: enough mutants a function, each valid Python; and a sample of them is noticed."""
+
+import ast
+import random
+
+import pytest
+
+from . import mutants as mutation
+
+# Equivalent, with the reason: docs/algorithms/mutants.md lists them all.
+SAMPLED = ("kl", "ratios", "aggregation", "entropy")
+EQUIVALENT = {"kl.kl_of_ratio drop detach"}
+
+
+def key(mutant: mutation.Mutant) -> str:
+    return f"{mutant.module}.{mutant.function} {mutant.what}"
+
+
+@pytest.mark.parametrize("module", mutation.all_modules())
+def test_mutants_are_valid_and_different(module):
+    found = mutation.mutants(module)
+    original = ast.unparse(ast.parse((mutation.PACKAGE / f"{module}.py").read_text(encoding="utf-8")))
+    for mutant in found:
+        compile(mutant.source, mutant.label, "exec")
+        assert mutant.source != original, mutant.label
+    assert len({m.source for m in found}) == len(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_mutants_sample_is_killed():
+    pool = [m for module in SAMPLED for m in mutation.mutants(module) if key(m) not in EQUIVALENT]
+    chosen = random.Random(1).sample(pool, 3)
+    assert [m.label for m in chosen if mutation.survives(m)] == []

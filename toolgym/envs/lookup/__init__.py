@@ -1,0 +1,1 @@
+"""``toolgym/lookup-v0``: questions over several hops in a fictional encyclopaedia."""
