@@ -179,8 +179,11 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
 def survives(mutant: Mutant) -> bool:
     """Whether all tests pass on the mutant, in a forked child that has not imported the package yet.
 
-    A mutant that hangs is noticed.
+    A mutant that hangs is noticed. Raises `RuntimeError` where this process has imported the package: the child would
+    then test the original.
     """
+    if "toolgym" in sys.modules:
+        raise RuntimeError("toolgym is imported already, so no mutant can take its place: run this in a fresh process")
     pid = os.fork()
     if pid == 0:
         _child(mutant)
@@ -221,9 +224,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--module", action="append", help="only this module; may be repeated")
     parser.add_argument("--sample", type=int, default=0, help="so many mutants, chosen at random with a fixed seed")
+    parser.add_argument("--label", action="append", help="only this mutant, as it is printed; may be repeated")
     args = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [m for module in args.module or all_modules() for m in mutants(module)]
+    if args.label:
+        chosen = [m for m in chosen if m.label in args.label]
     if args.sample:
         chosen = random.Random(0).sample(chosen, min(args.sample, len(chosen)))
     alive = 0

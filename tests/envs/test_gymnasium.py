@@ -195,14 +195,14 @@ class Slow(ToolEnv):
             os.kill(os.getpid(), signal.SIGINT)
             await anyio.sleep_forever()
         finally:
-            print("cancelled")
+            os.write(1, b"cancelled\\n")  # whole: two threads write here
 
 env = Slow()
 env.reset(seed=0)
 try:
     env.step("hang")
 except KeyboardInterrupt:
-    print("interrupted")
+    os.write(1, b"interrupted\\n")
 try:
     env.step("1")
 except EnvError as error:

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -192,11 +191,3 @@ async def test_python_plays_in_docker():
 @pytest.mark.slow
 async def test_python_conforms():
     await check_env("toolgym/python-v0", sandbox="local")
-
-
-def test_python_loads_quickly():
-    questions.cache_clear()
-    began = time.process_time()
-    for split in SPLITS:
-        questions(split)
-    assert time.process_time() - began < 0.3

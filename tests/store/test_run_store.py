@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,11 +172,3 @@ def test_methods_may_be_called_from_other_threads(store: RunStore):
         thread.join(timeout=30)
     assert len(store.groups()) == 20
     assert len(store.metrics()) == 20
-
-
-def test_add_group_takes_under_two_milliseconds_of_processor(store: RunStore):
-    groups = [make_group(f"g{i}", size=8, length=50) for i in range(30)]  # two segments: 100 tokens an episode
-    start = time.process_time()
-    for number, group in enumerate(groups):
-        store.add_group(group, number=number)
-    assert (time.process_time() - start) / len(groups) < 2e-3
