@@ -53,9 +53,10 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One changed place: the module, the function, what was changed, and the whole module's new source."""
+    """One changed place: module, function or class, function or method, what was changed, the module's new source."""
 
     module: str
+    owner: str
     function: str
     what: str
     line: int
@@ -68,33 +69,71 @@ class Mutant:
 
 
 def mutants(module: str) -> list[Mutant]:
-    """Up to `PER_FUNCTION` mutants of each function of a module, spread over the kinds of change."""
+    """Up to `PER_FUNCTION` mutants of each function and method of a module, spread over the kinds of change."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    found: list[Mutant] = []
+    return [mutant for owner, name, function in functions(tree) for mutant in _of(module, tree, owner, name, function)]
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, str, ast.FunctionDef]]:
+    """The functions and methods of a module: the name at its top level, the full name, the node."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
-            found += _of_function(module, tree, node)
-    return found
+            yield node.name, node.name, node
+        elif isinstance(node, ast.ClassDef):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef):
+                    yield node.name, f"{node.name}.{method.name}", method
 
 
-def _of_function(module: str, tree: ast.Module, function: ast.FunctionDef) -> list[Mutant]:
-    body = [n for statement in function.body for n in ast.walk(statement)]
+def _of(module: str, tree: ast.Module, owner: str, name: str, function: ast.FunctionDef) -> list[Mutant]:
+    body = [n for statement in function.body[ast.get_docstring(function) is not None :] for n in _walk(statement)]
     changes = [(node, what, change) for node in body for what, change in _changes(node)]
-    random.Random(f"{module}.{function.name}").shuffle(changes)
+    random.Random(f"{module}.{name}").shuffle(changes)
     by_kind: dict[str, list] = {}
     for entry in changes:
         by_kind.setdefault(entry[1].split()[0], []).append(entry)
     chosen = [entries[i] for i in range(len(changes)) for entries in by_kind.values() if i < len(entries)]
-    return [_apply(module, tree, function, *entry) for entry in chosen[:PER_FUNCTION]]
+    found: dict[str, Mutant] = {}  # by source: two changes may come to the same
+    for node, what, change in chosen:
+        source = _source(tree, node, change)
+        found.setdefault(
+            source, Mutant(module=module, owner=owner, function=name, what=what, line=node.lineno, source=source)
+        )
+        if len(found) == PER_FUNCTION:
+            break
+    return list(found.values())
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
     """What can be changed at a node: a description, and a function on the copied node that returns the new one."""
+    if isinstance(node, ast.Call):
+        yield from _changed_arguments(node)
     if isinstance(node, ast.BinOp):
         table = ARITHMETIC | BITS
         if type(node.op) in table:
             new = table[type(node.op)]
             yield f"{type(node.op).__name__} -> {new.__name__}", lambda n, new=new: _with(n, op=new())
+        yield "left operand only", lambda n: n.left
+        yield "right operand only", lambda n: n.right
+    elif isinstance(node, ast.BoolOp):
+        new = ast.Or if isinstance(node.op, ast.And) else ast.And
+        yield f"{type(node.op).__name__} -> {new.__name__}", lambda n, new=new: _with(n, op=new())
+    elif isinstance(node, ast.If | ast.IfExp):
+        yield "not condition", lambda n: _with(n, test=ast.UnaryOp(ast.Not(), n.test))
+        if isinstance(node, ast.If) and not node.orelse:
+            yield "skip if", lambda n: ast.Pass()
+    elif isinstance(node, ast.AugAssign) or (
+        isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
+    ):
+        yield "skip update", lambda n: ast.Pass()
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+        for i in range(len(node.value.elts)):
+            yield f"return item {i} negated", lambda n, i=i: _with(n, value=_negated(n.value, i))
+    elif isinstance(node, ast.Return) and node.value is not None:
+        yield "return negated", lambda n: _with(n, value=ast.UnaryOp(ast.USub(), n.value))
+        yield "return doubled", lambda n: _with(n, value=ast.BinOp(n.value, ast.Mult(), ast.Constant(2)))
+        yield "return nothing", lambda n: _with(n, value=ast.Constant(None))
+        yield "return plus one", lambda n: _with(n, value=ast.BinOp(n.value, ast.Add(), ast.Constant(1)))
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARE:
         new = COMPARE[type(node.ops[0])]
         yield f"{type(node.ops[0]).__name__} -> {new.__name__}", lambda n, new=new: _with(n, ops=[new(), *n.ops[1:]])
@@ -102,6 +141,8 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
         yield f"drop {type(node.op).__name__}", lambda n: n.operand
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         yield f"constant {node.value} -> {node.value + 1}", lambda n: ast.Constant(n.value + 1)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield f"text {node.value[:20]!r} changed", lambda n: ast.Constant(n.value + "~")
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         name = node.func.attr
         if name in METHODS:
@@ -114,6 +155,16 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
         yield f"drop {node.func.id}", lambda n: n.args[0]
 
 
+def _changed_arguments(node: ast.Call) -> Iterator[tuple[str, object]]:
+    if len(node.args) > 1 and ast.dump(node.args[0]) != ast.dump(node.args[1]):
+        yield "swap arguments", lambda n: _with(n, args=[n.args[1], n.args[0], *n.args[2:]])
+    if node.args and not isinstance(node.args[0], ast.Starred):
+        yield "bare argument", lambda n: n.args[0]
+    for i, keyword in enumerate(node.keywords):
+        if keyword.arg:
+            yield f"omit {keyword.arg}", lambda n, i=i: _with(n, keywords=[*n.keywords[:i], *n.keywords[i + 1 :]])
+
+
 def _with(node: ast.AST, **fields: object) -> ast.AST:
     new = copy.copy(node)
     for name, value in fields.items():
@@ -121,7 +172,20 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
     return new
 
 
-def _apply(module: str, tree: ast.Module, function: ast.FunctionDef, node: ast.AST, what: str, change) -> Mutant:
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below a statement, without the texts of errors."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.Raise):
+            yield from _walk(child)
+
+
+def _negated(values: ast.Tuple, index: int) -> ast.Tuple:
+    changed = [ast.UnaryOp(ast.USub(), v) if i == index else v for i, v in enumerate(values.elts)]
+    return ast.Tuple(changed, ast.Load())
+
+
+def _source(tree: ast.Module, node: ast.AST, change) -> str:
     class Swap(ast.NodeTransformer):
         def visit(self, n: ast.AST) -> ast.AST:
             return change(n) if n is node else self.generic_visit(copy.copy(n))
@@ -134,8 +198,7 @@ def _apply(module: str, tree: ast.Module, function: ast.FunctionDef, node: ast.A
                     setattr(n, name, self.visit(value))
             return n
 
-    source = ast.unparse(ast.fix_missing_locations(Swap().visit(tree)))
-    return Mutant(module=module, function=function.name, what=what, line=node.lineno, source=source)
+    return ast.unparse(ast.fix_missing_locations(Swap().visit(tree)))
 
 
 class _Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -168,7 +231,7 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
     knows = [str(p) for p in own if f"algorithms.{mutant.module} import" in p.read_text(encoding="utf-8")]
     public = ast.parse(mutant.source).body
     names = [n.name for n in public if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.decorator_list]
-    chosen = [mutant.function] if mutant.function in names else names
+    chosen = [mutant.owner] if mutant.owner in names else names
     everything = (
         [str(here / "test_battery.py"), "-k", " or ".join(chosen)] if chosen else [str(here / "test_battery.py")]
     )
@@ -236,6 +299,7 @@ def main() -> None:
     for module in sorted({m.module for m in chosen}):
         same = Mutant(
             module=module,
+            owner="",
             function="",
             what="nothing",
             line=0,
