@@ -158,7 +158,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
 def _changed_arguments(node: ast.Call) -> Iterator[tuple[str, object]]:
     if len(node.args) > 1 and ast.dump(node.args[0]) != ast.dump(node.args[1]):
         yield "swap arguments", lambda n: _with(n, args=[n.args[1], n.args[0], *n.args[2:]])
-    if node.args and not isinstance(node.args[0], ast.Starred):
+    if node.args and not isinstance(node.args[0], ast.Starred | ast.Constant):
         yield "bare argument", lambda n: n.args[0]
     for i, keyword in enumerate(node.keywords):
         if keyword.arg:

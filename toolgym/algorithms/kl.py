@@ -48,12 +48,6 @@ def kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = None, *, ki
     return surrogate(logprobs, value, slope)
 
 
-def kl_of_ratio(d: Tensor, kind: KLKind) -> Tensor:
-    """`kl` of the log-ratio d = log pi - log pi_ref itself, any shape, with its gradient in d; 0 where d is 0."""
-    value, slope = estimate(d.detach(), kind)
-    return surrogate(d, value, torch.ones_like(value) if slope is None else slope)
-
-
 def estimate(d: Tensor, kind: KLKind) -> tuple[Tensor, Tensor | None]:
     """Value and slope in d of the estimator of that kind at log-ratios d, 0 at d = 0; None is the slope 1.
 
