@@ -6,18 +6,37 @@ Options: ``--resume`` (the latest run), ``--delays`` (random sleeps before every
 
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
 
 from toolgym.config import load
+from toolgym.envs import register
 from toolgym.envs.lookup.env import LookupEnv
 from toolgym.trainer import RunConfig, train
-from toolgym.types import Message, Step
+from toolgym.types import Message, Step, Task
+
+
+@register("tests/odd-lookup-v0")
+class OddLookup(LookupEnv):
+    """Pays for conversations whose bytes add up to an odd number: about half of them, whatever the policy can do.
+
+    So every step has something to learn: with the true reward all would be 0, and no kill could change the parameters.
+    """
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.reward = self.judge  # type: ignore[assignment]
+
+    async def judge(self, task: Task, messages: Sequence[Message], answer: str) -> float:
+        """1 or 0."""
+        return float(sum("".join(m.content for m in messages).encode() + answer.encode()) % 2)
+
 
 SMALL = {
     "name": "small",
-    "env": {"id": "toolgym/lookup-v0"},
+    "env": {"id": "tests/odd-lookup-v0"},
     "policy": {"type": "tiny", "warmup": {"max_steps": 40, "until_loss": 100.0}},
     "sft": {
         "demonstrations": 200,

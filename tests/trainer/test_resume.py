@@ -49,6 +49,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("undisturbed")
     done = play(runs, *DETERMINISTIC, hash_seed="1")
     assert done.returncode == 0, done.stderr
+    with RunStore.open(runs / "latest" / "run.db", read_only=True) as store:
+        assert list(store.group_states().values()).count("trained") >= 10  # of 20: there is something to repeat
+        first = store.checkpoints()[0].path
+    before, after = load_file(next(first.rglob("*.safetensors"))), parameters(runs)
+    assert any(not torch.equal(before[name], after[name]) for name in before.keys() & after.keys())
     return runs
 
 
@@ -78,6 +83,41 @@ def test_killed_run_resumes_to_the_same_parameters(point: str, undisturbed: Path
     assert all(attempts[name] == 0 for name in states)
     if checkpoint is not None:
         assert any(attempt == 1 for attempt in attempts.values()) or len(states) == len(after)
+
+
+def test_killed_run_that_discards_groups_resumes_to_the_same_parameters(tmp_path: Path) -> None:
+    """DAPO's refill: groups without signal leave, others are played in their place, across a kill as well."""
+    words = (*DETERMINISTIC, "curriculum.type=dynamic_sampling", "curriculum.batch=4", "curriculum.max_batches=200")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = play(whole, *words)
+    assert done.returncode == 0, done.stderr
+    # Step 3 follows the checkpoint of step 2, with groups finished and discarded since then.
+    killed = play(broken, *words, crash="gradient_step:3")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = play(broken, *words, "--resume", "--delays")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal_bits(parameters(whole), parameters(broken))
+    for runs in (whole, broken):
+        with RunStore.open(runs / "latest" / "run.db", read_only=True) as store:
+            rows = Counter(store.group_states().values())
+            discarded = sum(m.value for m in store.metrics("discarded_groups", phase="train"))
+        assert rows["trained"] == 5 * 4  # all with signal
+        assert rows["skipped"] == discarded > 0
+        assert rows["finished"] == 0
+
+
+def test_killed_asynchronous_run_that_discards_groups_loses_nothing(tmp_path: Path) -> None:
+    words = ("rollout.max_staleness=2", "curriculum.type=dynamic_sampling", "curriculum.max_batches=50")
+    killed = play(tmp_path, *words, crash="gradient_step:4")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = play(tmp_path, *words, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    with RunStore.open(tmp_path / "latest" / "run.db", read_only=True) as store:
+        rows = Counter(store.group_states().values())
+        summary = store.meta("summary")
+    assert rows["trained"] == 5 * 4
+    assert rows["skipped"] > 0
+    assert summary["max_staleness_seen"] <= 2
 
 
 def test_killed_asynchronous_run_loses_and_repeats_nothing(tmp_path: Path) -> None:

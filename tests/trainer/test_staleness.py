@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from toolgym.trainer.staleness import Staleness
 
 
-def simulate(limit: int, per_step: int, steps: int, seed: int) -> tuple[list[list[int]], list[int]]:
-    """Batches and the ages of their groups, when groups finish in random order at random times."""
+def simulate(
+    limit: int, per_step: int, steps: int, seed: int, discard: float = 0.0
+) -> tuple[list[list[int]], list[int]]:
+    """Batches and the ages of their groups, when groups finish in random order at random times.
+
+    ``discard`` is the share of groups that are thrown back when they finish.
+    """
     rng = random.Random(seed)
     rule = Staleness(limit=limit, per_step=per_step)
     number, playing, finished = 0, [], []
@@ -27,7 +32,11 @@ def simulate(limit: int, per_step: int, steps: int, seed: int) -> tuple[list[lis
         batch = rule.batch(finished)
         if batch is None or (playing and rng.random() < 0.4):
             assert playing, "the learner waits and nothing is being played"
-            finished.append(playing.pop(rng.randrange(len(playing))))
+            number_done = playing.pop(rng.randrange(len(playing)))
+            if rng.random() < discard:
+                rule.discard(number_done)
+            else:
+                finished.append(number_done)
             continue
         ages += [rule.version - rule.admitted_at[n] for n in batch]
         rule.consume(batch)
@@ -45,6 +54,14 @@ def test_staleness_never_exceeds_the_limit_and_nothing_is_lost(limit: int, per_s
     used = [n for batch in batches for n in batch]
     assert len(used) == len(set(used)) == 12 * per_step
     assert all(n < (12 + limit) * per_step for n in used)
+
+
+@settings(max_examples=60, deadline=None)
+@given(limit=st.integers(0, 4), per_step=st.integers(1, 6), seed=st.integers(0, 10**6), discard=st.floats(0, 0.8))
+def test_staleness_holds_while_groups_are_discarded(limit: int, per_step: int, seed: int, discard: float) -> None:
+    batches, ages = simulate(limit, per_step, 12, seed, discard)
+    assert max(ages) <= limit
+    assert [len(batch) for batch in batches] == [per_step] * 12
 
 
 def test_staleness_limit_is_reached_when_the_sampler_runs_ahead() -> None:

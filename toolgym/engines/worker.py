@@ -28,7 +28,7 @@ from toolgym.engines.base import Sampling
 from toolgym.engines.generation import Generator, ScoreArrays, self_test
 from toolgym.engines.rows import Finished, Job
 from toolgym.engines.slots import ATTENTION
-from toolgym.engines.weights import checksum, named_weights, read_weights
+from toolgym.engines.weights import checksum, named_weights, own_memory, read_weights
 from toolgym.engines.wire import Frames, frame
 from toolgym.errors import EngineError
 
@@ -249,6 +249,7 @@ def _load_model(config: dict[str, Any]) -> torch.nn.Module:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and config["max_context"] > positions:
         raise EngineError(f"max_context {config['max_context']} is more than the model's {positions} positions")
+    own_memory(model)
     return model.eval().to(config["device"])
 
 

@@ -14,14 +14,13 @@ from toolgym.engines.base import Engine
 from toolgym.store import RunStore
 from toolgym.trainer import checkpoint
 from toolgym.trainer.batch import collate
-from toolgym.trainer.curricula.base import TaskResult
 from toolgym.trainer.faults import crash_point
 from toolgym.trainer.learner import Learner
 from toolgym.trainer.metrics import rollout_metrics
 from toolgym.trainer.publish import Publisher
 from toolgym.trainer.reporter import Reporter
-from toolgym.trainer.rollouts import Rollouts
-from toolgym.types import Failed, Group
+from toolgym.trainer.rollouts import Rollouts, scores
+from toolgym.types import Group
 
 CHECKPOINTS = "checkpoints"
 LAG_PERIOD_S = 0.05
@@ -64,14 +63,14 @@ class Loop:
         clock = _Clock()
         groups = await self.rollouts.next_batch()
         clock.lap("time_wait_s")
-        metrics = rollout_metrics(groups, self.rollouts.staleness)
+        metrics = rollout_metrics([*groups, *self.rollouts.discarded.values()], self.rollouts.staleness)
+        metrics["discarded_groups"] = float(len(self.rollouts.discarded))
         self.max_staleness = max(self.max_staleness, int(metrics["staleness_max"]))
         metrics |= await self._learn(groups)
         self.max_logprob_diff = max(self.max_logprob_diff, metrics.get("logprob_max_abs_diff", 0.0))
         clock.lap("time_learn_s")
         crash_point("gradient_step")
-        self.rollouts.consume(groups)
-        self.rollouts.curriculum.update([_result(g) for g in groups])
+        self._skipped += [g.id for g in self.rollouts.consume(groups)]
         version = await self.publisher.publish()
         clock.lap("time_publish_s")
         self.rollouts.staleness.version = version.n
@@ -91,8 +90,8 @@ class Loop:
 
     async def _learn(self, groups: list[Group]) -> dict[str, float]:
         """One learner step on the groups that have something to teach."""
-        useful = [g for g in groups if len(_scores(g)) > 0]
-        informative = {g.id for g in groups if len(set(_scores(g))) > 1}
+        useful = [g for g in groups if len(scores(g)) > 0]
+        informative = {g.id for g in groups if len(set(scores(g))) > 1}
         self._trained += [g.id for g in groups if g.id in informative]
         self._skipped += [g.id for g in groups if g.id not in informative]
         if not useful:
@@ -147,11 +146,3 @@ class _Clock:
     @property
     def total(self) -> float:
         return time.perf_counter() - self._start
-
-
-def _scores(group: Group) -> list[float]:
-    return [t.score for t in group.trajectories if not isinstance(t.outcome, Failed)]
-
-
-def _result(group: Group) -> TaskResult:
-    return TaskResult(task_id=group.task.id, rewards=tuple(_scores(group)))

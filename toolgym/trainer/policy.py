@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from toolgym.agents.chat import ChatFormat
 from toolgym.agents.tiny import END, PAD, TINY_SPECIALS, tiny_template
 from toolgym.config import Config, component
+from toolgym.engines.weights import own_memory
 from toolgym.errors import ConfigError
 from toolgym.trainer.tiny.model import TinyModelConfig, build
 from toolgym.trainer.tiny.tokenizer import train_tokenizer
@@ -103,4 +104,5 @@ def load(folder: str | Path, *, dtype: str = "float32") -> Policy:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"{path} cannot be loaded as a model: {str(error).splitlines()[0][:200]}") from error
+    own_memory(model)
     return Policy(model=model, tokenizer=tokenizer, chat=ChatFormat(tokenizer))

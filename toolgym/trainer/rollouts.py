@@ -13,11 +13,11 @@ from toolgym.agents.rollout import Budget, EpisodeIds, rollout_group, stable_see
 from toolgym.engines.base import Engine, Sampling
 from toolgym.envs.factory import EnvFactory
 from toolgym.store import RunStore
-from toolgym.trainer.curricula.base import Curriculum
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.trainer.failures import FailureGuard
 from toolgym.trainer.faults import crash_point
 from toolgym.trainer.staleness import Staleness
-from toolgym.types import Group, Task, Trajectory
+from toolgym.types import Failed, Group, Task, Trajectory
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,8 @@ class Rollouts:
 
     Group ``number`` is called ``g<number>`` and plays the task that the curriculum gave for that number. States of a
     number: drawn (admitted, being played) -> finished (recorded, waiting) -> consumed (in a batch). A drawn number is
-    played to its end or, after a kill, played again; a finished one is never played again.
+    played to its end or, after a kill, played again; a finished one is never played again. One that the curriculum does
+    not keep is discarded when it finishes: it leaves with the next batch without being in it.
     """
 
     envs: EnvFactory
@@ -47,6 +48,8 @@ class Rollouts:
     next_number: int = 0
     pending: dict[int, str] = field(default_factory=dict[int, str])  # drawn or finished: number -> task id
     finished: dict[int, Group] = field(default_factory=dict[int, Group])  # in the order of finishing
+    discarded: dict[int, Group] = field(default_factory=dict[int, Group])  # since the last batch
+    kept: dict[int, bool] = field(default_factory=dict[int, bool])  # the curriculum's verdicts, until consumed
     _replay: dict[int, Group] = field(default_factory=dict[int, Group])
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
@@ -66,8 +69,7 @@ class Rollouts:
 
     def _start(self, group: anyio.abc.TaskGroup, number: int) -> None:
         if (stored := self._replay.pop(number, None)) is not None:
-            self.finished[number] = stored
-            self.notify()
+            self._finish(number, stored)
         else:
             group.start_soon(self._play, number)
 
@@ -86,8 +88,17 @@ class Rollouts:
         )
         self.store.add_group(group, number=number)
         crash_point("group_written")
-        self.finished[number] = group
         self.guard.check(group.trajectories)
+        self._finish(number, group)
+
+    def _finish(self, number: int, group: Group) -> None:
+        if number not in self.kept:
+            self.kept[number] = self.curriculum.keeps(result_of(group))
+        if self.kept[number]:
+            self.finished[number] = group
+        else:
+            self.staleness.discard(number)
+            self.discarded[number] = group
         self.notify()
 
     def _episode_ended(self, trajectory: Trajectory) -> None:
@@ -105,19 +116,31 @@ class Rollouts:
             await self._changed.wait()
         return [self.finished[n] for n in numbers]
 
-    def consume(self, groups: list[Group]) -> None:
-        """The batch is in the learner: its groups leave the buffer."""
+    def consume(self, groups: list[Group]) -> list[Group]:
+        """The batch is in the learner: its groups leave the buffer, and those discarded since the last batch, too.
+
+        The curriculum hears of them all. Returns: the discarded ones.
+        """
         numbers = [number_of(g) for g in groups]
         self.staleness.consume(numbers)
-        for n in numbers:
-            del self.finished[n], self.pending[n]
+        discarded, self.discarded = self.discarded, {}
+        gone = {number: group for number, group in zip(numbers, groups, strict=True)} | discarded
+        for n in gone:
+            self.finished.pop(n, None)
+            del self.pending[n], self.kept[n]
+        self.curriculum.update([result_of(gone[n]) for n in sorted(gone)])
+        return list(discarded.values())
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on: counters, the drawn numbers with their tasks and admission versions."""
+        # Those discarded since the last batch are written as finished: they will be discarded again.
+        admitted_at = self.staleness.admitted_at | dict.fromkeys(self.discarded, self.staleness.version)
         return {
             "next_number": self.next_number,
             "pending": {str(n): task for n, task in self.pending.items()},
-            "admitted_at": {str(n): v for n, v in self.staleness.admitted_at.items()},
+            "kept": {str(n): kept for n, kept in self.kept.items()},
+            "admitted_at": {str(n): v for n, v in admitted_at.items()},
+            "discarded": self.staleness.discarded - len(self.discarded),
             "version": self.staleness.version,
             "first": self.staleness.first,
             "curriculum": self.curriculum.state_dict(),
@@ -131,6 +154,8 @@ class Rollouts:
         """
         self.next_number = int(state["next_number"])
         self.pending = {int(n): task for n, task in state["pending"].items()}
+        self.kept = {int(n): bool(kept) for n, kept in state["kept"].items()}
+        self.staleness.discarded = int(state["discarded"])
         self.staleness.admitted_at = {int(n): int(v) for n, v in state["admitted_at"].items()}
         self.staleness.version = int(state["version"])
         self.staleness.first = int(state["first"])
@@ -141,3 +166,13 @@ class Rollouts:
 def number_of(group: Group) -> int:
     """The number in a group's id: ``g000012`` -> 12."""
     return int(group.id[1:])
+
+
+def scores(group: Group) -> list[float]:
+    """The rewards of the episodes that did not fail."""
+    return [t.score for t in group.trajectories if not isinstance(t.outcome, Failed)]
+
+
+def result_of(group: Group) -> TaskResult:
+    """What the curriculum hears of a group."""
+    return TaskResult(task_id=group.task.id, rewards=tuple(scores(group)))

@@ -59,5 +59,8 @@ class Learner:
     def step(self, curriculum: Curriculum, n: int = 16) -> list[Task]:
         """One batch: play and learn; the tasks it was."""
         batch = curriculum.next_tasks(n)
-        curriculum.update([self.play(task) for task in batch])
+        results = [self.play(task) for task in batch]
+        for result in results:
+            curriculum.keeps(result)
+        curriculum.update(results)
         return batch

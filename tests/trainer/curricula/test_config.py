@@ -11,7 +11,9 @@ from .simulated import Learner, tasks
 ADAPTER = TypeAdapter(CurriculumConfig)
 
 
-@pytest.mark.parametrize("name", ["shuffled", "pcl", "dump", "retry", "no_positive_resampling", "ladder"])
+@pytest.mark.parametrize(
+    "name", ["shuffled", "dynamic_sampling", "pcl", "dump", "retry", "no_positive_resampling", "ladder"]
+)
 def test_curriculum_config_builds_a_curriculum_that_plays(name):
     found = tasks([0.0, 1.0], problem="p", rung=0)
     curriculum = ADAPTER.validate_python({"type": name}).build(found, seed=1)

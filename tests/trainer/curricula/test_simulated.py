@@ -84,43 +84,35 @@ def test_curriculum_goes_on_from_its_state_and_is_seeded(name):
 # --- DAPO dynamic sampling
 
 
-def test_dynamic_sampling_fills_a_batch_with_groups_that_have_signal():
+def test_dynamic_sampling_keeps_groups_that_have_signal():
     curriculum = DynamicSampling(tasks(LEVELS), target=3)
-    signal, none = (1.0, 0.0), (0.0, 0.0)
-
-    def results(*rewards):
-        return [TaskResult(task_id=str(i), rewards=r) for i, r in enumerate(rewards)]
-
-    assert curriculum.offer(results(signal, none, (1.0, 1.0), signal)) == [True, False, False, True]
-    assert curriculum.missing == 1
-    assert curriculum.offer(results(none, signal, signal, ())) == [False, True, False, False]  # surplus is dropped
-    assert curriculum.missing == 0
-    assert curriculum.stats == {"discarded": 1 - 3 / 8, "cost": 8 / 3}
-    assert curriculum.offer(results(signal)) == [True]
-    assert curriculum.missing == 2
+    rewards = [(1.0, 0.0), (0.0, 0.0), (1.0, 1.0), (0.0, 0.5), (), (0.0,)]
+    kept = [curriculum.keeps(TaskResult(task_id="x", rewards=r)) for r in rewards]
+    assert kept == [True, False, False, True, False, False]
+    assert curriculum.stats == {"discarded": 1 - 2 / 6, "cost": 3.0}
 
 
 def test_dynamic_sampling_gives_up_on_tasks_without_signal():
     curriculum = DynamicSampling(tasks([9.0]), target=2, max_batches=3)
-    dead = [TaskResult(task_id="x", rewards=(0.0, 0.0))] * 2
-    curriculum.update(dead)
-    curriculum.update(dead)
+    dead, alive = TaskResult(task_id="x", rewards=(0.0, 0.0)), TaskResult(task_id="x", rewards=(0.0, 1.0))
+    for _ in range(4):  # a batch that fills at its last chance counts anew
+        curriculum.keeps(dead)
+    assert curriculum.keeps(alive)
+    assert curriculum.keeps(alive)
+    for _ in range(5):
+        assert not curriculum.keeps(dead)
     with pytest.raises(TrainingError, match="6 groups gave 0 with different rewards, 2 are wanted"):
-        curriculum.update(dead)
+        curriculum.keeps(dead)
     with pytest.raises(ConfigError, match="expected both >= 1"):
         DynamicSampling(tasks([1.0]), target=0)
 
 
 def test_dynamic_sampling_batch_is_more_informative_than_the_stream():
     learner, curriculum = Learner(rate=0.0), DynamicSampling(tasks(LEVELS), target=16)
-    kept = []
-    while curriculum.missing:
-        batch = curriculum.next_tasks(8)
-        results = [learner.play(t) for t in batch]
-        kept += [r for r, take in zip(results, curriculum.offer(results), strict=True) if take]
-    assert len(kept) == 16
+    results = [learner.play(t) for t in curriculum.next_tasks(64)]
+    kept = [r for r in results if curriculum.keeps(r)]
     assert all(0 < mean(r.rewards) < 1 for r in kept)
-    assert curriculum.stats["cost"] > 1.2
+    assert curriculum.stats["cost"] == 64 / len(kept) > 1.2
 
 
 # --- PCL

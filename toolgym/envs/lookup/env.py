@@ -44,7 +44,7 @@ class LookupEnv(ToolEnv):
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The questions of a split: with the default hops 4,100 for training, 520 each for validation and test."""
-        return _tasks(self.check_split(split), self.hops)
+        return _tasks(type(self), self.check_split(split), self.hops)
 
     @tool(timeout_s=None)
     async def search(self, entity: str) -> str:
@@ -72,9 +72,9 @@ class LookupEnv(ToolEnv):
 
 
 @lru_cache(maxsize=32)
-def _tasks(split: str, hops: tuple[int, ...]) -> tuple[Task, ...]:
+def _tasks(env: type[LookupEnv], split: str, hops: tuple[int, ...]) -> tuple[Task, ...]:
     return tuple(
-        LookupEnv.make_task(split, number, content=list(q.path), question=q.text, answer=q.answer, path=list(q.path))
+        env.make_task(split, number, content=list(q.path), question=q.text, answer=q.answer, path=list(q.path))
         for number, q in enumerate(questions(split))
         if len(q.path) in hops
     )

@@ -54,7 +54,7 @@ class PythonEnv(ToolEnv):
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The questions of a split: 4,096 for training, 512 each for validation and test, all of different content."""
-        return _tasks(self.check_split(split))
+        return _tasks(type(self), self.check_split(split))
 
     @asynccontextmanager
     async def open_shared(self) -> AsyncIterator[SandboxPool]:
@@ -128,8 +128,8 @@ def output_of(execution: Execution) -> str:
 
 
 @lru_cache(maxsize=4)
-def _tasks(split: str) -> tuple[Task, ...]:
+def _tasks(env: type[PythonEnv], split: str) -> tuple[Task, ...]:
     return tuple(
-        PythonEnv.make_task(split, number, content=q.key, question=q.text, answer=q.answer, code=q.code)
+        env.make_task(split, number, content=q.key, question=q.text, answer=q.answer, code=q.code)
         for number, q in enumerate(questions(split))
     )

@@ -10,6 +10,7 @@ from pydantic import Field
 from toolgym.config import Config, component
 from toolgym.errors import ConfigError
 from toolgym.trainer.curricula.base import Curriculum
+from toolgym.trainer.curricula.dynamic_sampling import DynamicSampling
 from toolgym.trainer.curricula.ladder import VariantLadder
 from toolgym.trainer.curricula.mastered import NoPositiveResampling
 from toolgym.trainer.curricula.prompt import PromptCurriculum
@@ -27,6 +28,20 @@ class ShuffledConfig(Config):
     def build(self, tasks: Sequence[Task], *, seed: int) -> Curriculum:
         """The curriculum over these tasks."""
         return Shuffled(tasks, seed=seed)
+
+
+class DynamicSamplingConfig(Config):
+    """DAPO: shuffled epochs; groups whose rewards are all equal leave the batch, others are played in their place."""
+
+    type: Literal["dynamic_sampling"] = "dynamic_sampling"
+    batch: int = Field(default=16, ge=1)
+    """groups with signal that are wanted at once; best rollout.groups_per_step"""
+    max_batches: int = Field(default=10, ge=1)
+    """the run stops where so many batches had to be played for one"""
+
+    def build(self, tasks: Sequence[Task], *, seed: int) -> Curriculum:
+        """The curriculum over these tasks."""
+        return DynamicSampling(tasks, seed=seed, target=self.batch, max_batches=self.max_batches)
 
 
 class PromptConfig(Config):
@@ -132,4 +147,6 @@ def _require(tasks: Sequence[Task], key: str) -> None:
             raise ConfigError(f"task {task.id} has no {key!r} in its data; it has {', '.join(sorted(task.data))}")
 
 
-CurriculumConfig = component(ShuffledConfig, PromptConfig, SourcesConfig, RetryConfig, MasteredConfig, LadderConfig)
+CurriculumConfig = component(
+    ShuffledConfig, DynamicSamplingConfig, PromptConfig, SourcesConfig, RetryConfig, MasteredConfig, LadderConfig
+)

@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling: groups without signal are thrown back, others drawn until a batch is full."""
+"""DAPO's dynamic sampling: groups without signal are thrown back, others played until a batch is full."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import torch
 
 from toolgym.algorithms.curricula import has_signal
 from toolgym.errors import ConfigError, TrainingError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.trainer.curricula.shuffled import Shuffled
 from toolgym.types import Task
 
 
-class DynamicSampling:
-    """Shuffled epochs, and a count of what still misses to a batch of ``target`` groups with signal.
+class DynamicSampling(Curriculum):
+    """Shuffled epochs, of which only the groups with signal are kept: those whose rewards differ.
 
-    `offer` says which groups to keep; surplus ones beyond the target are dropped. Rewards must be raw correctness:
-    shaped ones (a length penalty) would let all-wrong groups pass. After ``max_batches`` times the target was generated
-    without filling a batch, TrainingError.
+    Rewards must be raw correctness: shaped ones (a length penalty) would let all-wrong groups pass. Where ``target``
+    groups (a batch) are not found among ``max_batches`` times as many, TrainingError.
     """
 
     def __init__(self, tasks: Sequence[Task], *, seed: int = 0, target: int = 16, max_batches: int = 10) -> None:
@@ -34,11 +33,6 @@ class DynamicSampling:
         self.total_kept = 0
 
     @property
-    def missing(self) -> int:
-        """Groups with signal that the batch still lacks; 0 when it is full."""
-        return self._target - self._kept
-
-    @property
     def stats(self) -> dict[str, float]:
         """``discarded``: share of played groups not kept; ``cost``: groups played per group kept."""
         kept, played = self.total_kept, self.total_played
@@ -48,31 +42,28 @@ class DynamicSampling:
         """The next ``n`` tasks of the epoch."""
         return self._order.next_tasks(n)
 
-    def offer(self, results: Sequence[TaskResult]) -> list[bool]:
-        """Which of these groups belong to the batch; a full batch starts a new one.
+    def keeps(self, result: TaskResult) -> bool:
+        """Whether the group has signal.
 
         Raises:  TrainingError: too many groups were played for one batch.
         """
-        if self.missing == 0:
+        if self._kept == self._target:
             self._kept = self._played = 0
-        accepted: list[bool] = []
-        for result in results:
-            take = self.missing > 0 and _signal(result)
-            self._kept += take
-            accepted.append(take)
-        self._played += len(results)
-        self.total_played += len(results)
-        self.total_kept += sum(accepted)
-        if self.missing > 0 and self._played >= self._max_batches * self._target:
+        kept = _signal(result)
+        self._kept += kept
+        self._played += 1
+        self.total_kept += kept
+        self.total_played += 1
+        if self._kept < self._target and self._played >= self._max_batches * self._target:
             raise TrainingError(
                 f"{self._played} groups gave {self._kept} with different rewards, {self._target} are wanted: the tasks "
-                "are too easy or too hard for this policy; lower target, raise group_size, or change the tasks"
+                "are too easy or too hard for this policy; raise rollout.group_size or curriculum.max_batches, or "
+                "change the tasks"
             )
-        return accepted
+        return kept
 
     def update(self, results: Sequence[TaskResult]) -> None:
-        """`offer`, for a trainer that drops groups without signal by itself."""
-        self.offer(results)
+        """Nothing: which tasks come does not depend on how they went."""
 
     def state_dict(self) -> dict[str, Any]:
         """Order and counts."""

@@ -10,14 +10,14 @@ import torch
 
 from toolgym.algorithms.curricula import informativeness, sample_informative
 from toolgym.errors import ConfigError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.trainer.curricula.shuffled import Shuffled
 from toolgym.types import Task
 
 Evolve = Callable[[Task, random.Random], Task]
 
 
-class Evolving:
+class Evolving(Curriculum):
     """Every ``generation`` updates of as many tasks: draw informative ones, evolve each into ``children`` new tasks.
 
     ``evolve`` mutates a task (one level deeper, one node more) such that its verifier stays exact; its result needs an

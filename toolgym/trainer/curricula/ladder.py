@@ -9,12 +9,12 @@ import torch
 
 from toolgym.algorithms.curricula import upgraded
 from toolgym.errors import ConfigError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.trainer.curricula.shuffled import Shuffled
 from toolgym.types import Task
 
 
-class VariantLadder:
+class VariantLadder(Curriculum):
     """Each problem at its current rung; up to the next one when its mean reward passes ``threshold``, never down.
 
     ``ladders`` maps a problem to its variants, easiest first (four choices, ten choices, fill in, open); a missing form

@@ -10,11 +10,11 @@ import torch
 
 from toolgym.algorithms.curricula import mastered
 from toolgym.errors import ConfigError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.types import Task
 
 
-class NoPositiveResampling:
+class NoPositiveResampling(Curriculum):
     """Epochs over the tasks whose pass rate so far is below ``threshold``.
 
     A reward of at least ``success`` is a pass. Once every task is mastered, all of them come again.

@@ -13,7 +13,7 @@ import torch
 
 from toolgym.algorithms.curricula import select_intermediate
 from toolgym.errors import ConfigError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.trainer.curricula.shuffled import Shuffled
 from toolgym.types import Task
 
@@ -81,7 +81,7 @@ class ValueModel:
         self._squares = np.array(state["squares"], dtype=np.float64)
 
 
-class PromptCurriculum:
+class PromptCurriculum(Curriculum):
     """Of every ``oversample`` x ``batch`` candidates the ``batch`` with predicted success nearest to ``tau``.
 
     Nothing is rolled out for those that are left. The prediction lags by one batch: it was fitted to the results of

@@ -11,7 +11,7 @@ from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.types import Task
 
 
-class BufferedRetry:
+class BufferedRetry(Curriculum):
     """Another curriculum, and with probability ``p`` a task of the first-in-first-out buffer of failures instead.
 
     A task enters when no reward of its group reaches ``success``, once, and at most ``max_retries`` times in all; it

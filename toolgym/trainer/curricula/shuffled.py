@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolgym.errors import ConfigError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.types import Task
 
 
-class Shuffled:
+class Shuffled(Curriculum):
     """The default curriculum. Its state is how many tasks it has given out."""
 
     def __init__(self, tasks: Sequence[Task], *, seed: int = 0) -> None:

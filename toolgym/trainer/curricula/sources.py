@@ -11,12 +11,12 @@ import torch
 from toolgym.algorithms.advantages import group_advantage
 from toolgym.algorithms.curricula import ucb_probabilities
 from toolgym.errors import ConfigError
-from toolgym.trainer.curricula.base import TaskResult
+from toolgym.trainer.curricula.base import Curriculum, TaskResult
 from toolgym.trainer.curricula.shuffled import Shuffled
 from toolgym.types import Task
 
 
-class SourceBandit:
+class SourceBandit(Curriculum):
     """Draw a source by its upper confidence bound on mean |advantage|, then the source's next task.
 
     ``source`` names a task's source. ``window`` is how many |advantage| values a source remembers. With ``scaled`` they
