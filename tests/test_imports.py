@@ -18,6 +18,7 @@ LEVELS = {
     4: ["agents"],
     5: ["trainer"],
     6: ["cli", "web", "recipes"],
+    7: ["__main__"],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 HEAVY = ("docker", "vllm", "ray", "wandb")  # each is imported in one module, inside a function

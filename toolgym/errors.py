@@ -40,13 +40,20 @@ class TrainingError(ToolgymError, RuntimeError):
     """Training cannot go on: too many failures, a broken checkpoint, a non-finite loss."""
 
 
+LISTED = 40  # more names than this are not a help in a message
+
+
 def nearest(name: str, known: Iterable[str], *, what: str) -> str:
-    """Say that ``name`` is unknown, with the nearest match and the list.
+    """Say that ``name`` is unknown, with the nearest match and the list (where it is long, the nearest few).
 
     Example: ``nearest("quikstart", ["quickstart", "lookup"], what="recipe")`` gives
     ``"unknown recipe 'quikstart'; did you mean 'quickstart'? known: lookup, quickstart"``.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"unknown {what} {name!r}{hint} known: {', '.join(names) if names else '(none)'}"
+    if len(names) > LISTED:
+        listed = f"near it: {', '.join(close[1:])}" if close[1:] else f"{len(names)} are known"
+    else:
+        listed = f"known: {', '.join(names) if names else '(none)'}"
+    return f"unknown {what} {name!r}{hint} {listed}"

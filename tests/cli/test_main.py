@@ -133,7 +133,7 @@ def test_root_cause_prefers_the_interrupt_then_our_own_errors():
 
 
 def run_script(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolgym.cli", *words]
+    command = [sys.executable, "-m", "toolgym", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
 
 
@@ -153,7 +153,7 @@ def test_help_is_quick():
 
 
 def test_broken_pipe_is_quiet():
-    script = f"{sys.executable} -m toolgym.cli algo list | head -n 1; exit ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m toolgym algo list | head -n 1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
     assert result.returncode in (0, BROKEN_PIPE)  # 0 where everything fitted into the pipe
@@ -161,14 +161,14 @@ def test_broken_pipe_is_quiet():
 
 def test_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "toolgym.cli", "env", "list"]
+        command = [sys.executable, "-m", "toolgym", "env", "list"]
         result = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr == "toolgym: the disk is full: free some space, then go on with --resume\n"
 
 
 def test_interrupt_ends_a_command_with_130():
-    command = [sys.executable, "-m", "toolgym.cli", "env", "play", "toolgym/lookup-v0"]
+    command = [sys.executable, "-m", "toolgym", "env", "play", "toolgym/lookup-v0"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -251,6 +251,24 @@ def test_algo_list_and_show(capfd: Output):
     assert json.loads(capfd.readouterr().out)["family"] == "advantage"
     assert run_main(["algo", "show", "group_advantage"]) == 0
     assert "source:" in capfd.readouterr().out
+    assert run_main(["algo", "show", "grpo"]) == 0  # a preset, with the functions it is made of
+    out = capfd.readouterr().out
+    assert 'in a recipe: algorithm = "grpo"' in out
+    assert "group_advantage (advantage)" in out
+    assert "ppo_clip (policy_loss)" in out
+    assert run_main(["algo", "show", "ctpo", "--json"]) == 0  # a preset and a function of one name
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["family"] == "policy_loss"
+    assert [card["name"] for card in shown["preset"]["cards"]] == ["group_advantage", "truncated_is", "row_weights"]
+    assert run_main(["algo", "show", "ppo"]) == 0
+    assert "it awaits a critic" in capfd.readouterr().out
+    assert run_main(["algo", "list"]) == 0
+    out = capfd.readouterr().out
+    assert 'algorithm = "dr_grpo"' in out
+    assert "awaits a critic" in out
+    assert "Group-relative advantage" in out
+    assert run_main(["algo", "list", "--family", "preset", "--json"]) == 0
+    assert {m["family"] for m in json.loads(capfd.readouterr().out)} == {"preset"}
     assert run_main(["algo", "list", "--family", "advantag"]) == 2
     assert "did you mean 'advantage'?" in capfd.readouterr().err
 

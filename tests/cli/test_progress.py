@@ -83,9 +83,27 @@ def test_line_reporter_stays_short_however_long_the_phase():
     reporter = LineReporter(out)
     reporter.phase("sft", total=10_000)
     for _ in range(10_000):
-        reporter.advance(1)
+        reporter.advance(1, loss=0.5)
     reporter.done()
     assert 30 < len(out.getvalue().splitlines()) < 50
+
+
+def test_line_reporter_that_only_counts_writes_a_line_a_second(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("toolgym.cli.progress.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    reporter = LineReporter(out)
+    reporter.phase("evaluate", total=100)
+    for _ in range(100):
+        now[0] += 0.03
+        reporter.advance(1)
+    reporter.done()
+    assert out.getvalue().splitlines() == [
+        "evaluate: 0/100",
+        "evaluate: 34/100",
+        "evaluate: 68/100",
+        "evaluate: 100/100  3.0 s",
+    ]
 
 
 def test_json_reporter_writes_one_object_a_line_and_null_for_nan():

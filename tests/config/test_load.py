@@ -65,7 +65,7 @@ def test_load_accepts_integer_for_float_list_for_tuple_and_string_for_path():
         ("seed=true", "true (a boolean)", "an integer"),
         ("optimizer.lr=nan", "nan", "a finite number"),
         ("optimizer.lr=fast", "'fast' (a string)", "a number"),
-        ("optimizer=3", "3 (an integer)", "a table"),
+        ("optimizer=3", "3 (an integer)", "a table with the keys optimizer.lr, optimizer.betas"),
         ("advantage.eps=0", "0 (an integer)", "a number > 0"),
         ("optimizer.lr.x=1", "a table of 1", "a number"),
         ("out=3", "3 (an integer)", "a string"),

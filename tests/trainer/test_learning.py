@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.learning, pytest.mark.timeout(1200)]
 
 @pytest.mark.parametrize("recipe", ["quickstart", "lookup"])
 def test_recipe_learns_to_use_its_tools(recipe: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "toolgym.cli", "train", recipe, "--runs-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "toolgym", "train", recipe, "--runs-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1100, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "latest" / "summary.json").read_text())

@@ -1,5 +1,7 @@
 """Presets name functions that exist, run through the algorithm's configuration, and impossible parts are refused."""
 
+import json
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -8,7 +10,7 @@ from toolgym.algorithms import get
 from toolgym.errors import ConfigError
 from toolgym.trainer.algorithm import AlgorithmConfig, advantages, token_losses
 from toolgym.trainer.config import RunConfig
-from toolgym.trainer.presets import AWAITING, PRESETS, RUNNABLE, check_combination
+from toolgym.trainer.presets import AWAITING, PRESETS, RUNNABLE, check_combination, describe
 
 
 @pytest.mark.parametrize("name", sorted(RUNNABLE))
@@ -47,6 +49,21 @@ def test_preset_names_known_functions_and_a_source(name):
         assert get(card).name == card
 
 
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_preset_describes_its_parts(name):
+    told = describe(name)
+    assert (told["recipe"] is None) == bool(told["awaits"]) == (name in AWAITING)
+    assert {get(card).name for card in told["made_of"]} == set(told["made_of"]) != set()
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_describe_names_every_function_of_a_preset():
+    assert describe("ctpo")["made_of"] == ["group_advantage", "ctpo", "truncated_is", "row_weights"]
+    assert describe("grpo_original")["made_of"] == ["group_advantage", "ppo_clip", "kl", "row_weights"]
+    with pytest.raises(ConfigError, match="did you mean 'dr_grpo'"):
+        describe("drgrpo")
+
+
 @pytest.mark.parametrize("name", sorted(AWAITING))
 def test_preset_that_awaits_the_trainer_says_what(name):
     with pytest.raises(ValidationError, match="it awaits"):
@@ -66,6 +83,7 @@ def test_preset_that_awaits_the_trainer_says_what(name):
         ({"preset": "mirror_pop", "correction": {"threshold": 0.0}}, "rejects everything"),
         ({"loss": {"clip_low": 2.0}}, "algorithm.loss = ppo_clip: got clip_low=2.0"),
         ({"loss": {"dual_clip": 0.5}}, "dual_clip=0.5"),
+        ({"preset": "opsm", "advantage": {"type": "reinforce_plus_plus"}}, "expected one a row"),
         ({"preset": "tis", "old_logprobs": "sampler"}, "correction compares old with sampler"),
     ],
 )

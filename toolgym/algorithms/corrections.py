@@ -154,8 +154,11 @@ def off_policy_sequence_mask(
 
     Args:    old_logprobs, sampler_logprobs: float [B, T]. mask: bool [B, T]. advantages: float [B].
     Returns: weight 1 where kept, else 0; kept; metrics.
+    Raises:  ValueError: advantages per token.
     Source:  DeepSeek-V3.2 (arXiv:2512.02556); TRL off_policy_mask_threshold.
     """
+    if advantages.dim() != 1:
+        raise ValueError(f"got advantages of shape {tuple(advantages.shape)}, expected one a row: [{len(mask)}]")
     step = moved(old_logprobs, sampler_logprobs, mask)
     return _reject_rows(step, mask, (advantages >= 0) | (-_mean(step.log, step) <= threshold))
 

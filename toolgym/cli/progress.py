@@ -32,6 +32,7 @@ FAILURES = "failed_"  # prefix of a count of failed episodes by kind: failed_san
 TOTAL = FAILURES + "episodes"  # of all kinds
 TIMES = "time_"  # prefix, with suffix _s, of the seconds spent on a part: time_generate_s
 LINES_PER_PHASE = 40  # plain output stays readable in a log however long the phase
+COUNT_EVERY_S = 1.0  # a line that only counts, without numbers, is not worth more
 
 
 def make_reporter(*, as_json: bool, stream: TextIO | None = None) -> Reporter:
@@ -76,12 +77,12 @@ class _StreamReporter:
         self._total: int | None = None
         self._done = 0
         self._numbers: dict[str, float] = {}
-        self._began = time.monotonic()
+        self._began = self._counted = time.monotonic()
 
     def _begin(self, name: str, total: int | None) -> None:
         self._name, self._total, self._done = name, total, 0
         self._numbers = {}
-        self._began = time.monotonic()
+        self._began = self._counted = time.monotonic()
 
     def _write(self, line: str) -> None:
         if self._broken:
@@ -93,7 +94,10 @@ class _StreamReporter:
 
 
 class LineReporter(_StreamReporter):
-    """Plain lines: one when a phase begins and ends, and up to `LINES_PER_PHASE` in between."""
+    """Plain lines: one when a phase begins and ends, and up to `LINES_PER_PHASE` in between.
+
+    Those without numbers come `COUNT_EVERY_S` apart at least.
+    """
 
     def phase(self, name: str, total: int | None = None) -> None:
         """See `Reporter`."""
@@ -106,7 +110,9 @@ class LineReporter(_StreamReporter):
         before, self._done = self._done, self._done + n
         self._numbers |= numbers
         every = max(1, (self._total or 0) // LINES_PER_PHASE)
-        if self._done // every > before // every and self._done != self._total:
+        due = bool(self._numbers) or time.monotonic() - self._counted >= COUNT_EVERY_S
+        if due and self._done // every > before // every and self._done != self._total:
+            self._counted = time.monotonic()
             self._write(self._line())
 
     def note(self, text: str) -> None:

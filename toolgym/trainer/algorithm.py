@@ -29,7 +29,7 @@ from toolgym.trainer.presets import PRESETS, check_combination
 STREAMS: dict[str, frozenset[str]] = {
     "advantage": frozenset({"rewards", "group", "mask", "keep"}),
     "policy_loss": frozenset({"logprobs", "old_logprobs", "advantages", "mask"}),
-    "correction": frozenset({"old_logprobs", "sampler_logprobs", "mask"}),
+    "correction": frozenset({"old_logprobs", "sampler_logprobs", "mask", "advantages"}),
 }
 
 
@@ -191,7 +191,7 @@ def token_losses(
     loss, metrics = algorithm.loss(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
     if algorithm.correction is not None:
         weight, mask, extra = algorithm.correction(
-            old_logprobs=old_logprobs, sampler_logprobs=sampler_logprobs, mask=mask
+            old_logprobs=old_logprobs, sampler_logprobs=sampler_logprobs, mask=mask, advantages=advantages
         )
         loss = loss * weight
         metrics = {**metrics, **extra}

@@ -97,6 +97,7 @@ def load(folder: str | Path, *, dtype: str = "float32") -> Policy:
     """
     path = Path(folder)
     check_folder(path)
+    disable_progress_bar()
     try:
         # AutoTokenizer would go by the model's type and rebuild, say, Qwen's own splitting around our vocabulary.
         kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from toolgym.algorithms import registry
-from toolgym.errors import ConfigError
+from toolgym.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,10 @@ RUNNABLE: Mapping[str, Preset] = {
         parts=_corrected(CLIP_HIGHER, {"type": "masked_is", "low": 0.5, "high": 2.0}),
         source="IcePop (Ring, arXiv:2510.18855)",
     ),
+    "opsm": Preset(
+        parts=_corrected(CLIP_HIGHER, {"type": "off_policy_sequence_mask", "threshold": 0.1}),
+        source="DeepSeek-V3.2 (arXiv:2512.02556): its mask of sequences; its unbiased KL is not a term of the trainer",
+    ),
     "mirror_pop": Preset(
         parts=_corrected(CLIP_HIGHER, {"type": "mirror_pop"}),
         source="MusaCoder (arXiv:2606.04847): its filter alone",
@@ -131,18 +135,13 @@ AWAITING: Mapping[str, Preset] = {
         ),
         "dapo": (
             "DAPO (arXiv:2503.14476); its loss alone is the preset grpo",
-            "refilling a batch whose groups were discarded, and the overlong penalty in rewards",
+            'the overlong penalty in rewards; its loss and curriculum = "dynamic_sampling" run',
             ("has_signal", "overlong_penalty", "drop_truncated", "group_advantage", "ppo_clip"),
         ),
         "vcpo": (
             "VCPO (arXiv:2602.17616)",
             "row log-weights and gradient norms as streams, and a learning rate scaled per step",
             ("vcpo_advantage", "ess_lr_scale", "score_norm", "reinforce"),
-        ),
-        "opsm": (
-            "DeepSeek-V3.2 (arXiv:2512.02556)",
-            "advantages as a stream of corrections",
-            ("off_policy_sequence_mask", "unbiased_kl"),
         ),
         "riskpo": ("RiskPO (arXiv:2510.00911)", "bundles of groups", ("bundle_advantage", "mixed_var_weight", "gspo")),
         "vpo": ("VPO (arXiv:2605.22817)", "a vector of rewards per candidate", ("vpo_scores", "group_advantage")),
@@ -167,6 +166,28 @@ AWAITING: Mapping[str, Preset] = {
 }
 
 PRESETS: Mapping[str, Preset] = {**RUNNABLE, **AWAITING}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a preset is, as JSON values: its keys in a recipe, or what it awaits, and the functions it is made of.
+
+    Raises:  ConfigError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(nearest(name, PRESETS, what="preset"))
+    preset = PRESETS[name]
+    made_of = [part["type"] for part in preset.parts.values() if isinstance(part, Mapping) and "type" in part]
+    if preset.parts:
+        made_of += (["kl"] if "kl" in preset.parts else []) + ["row_weights"]
+    return {
+        "preset": name,
+        "recipe": f'algorithm = "{name}"' if not preset.awaiting else None,
+        "awaits": preset.awaiting or None,
+        "keys": dict(preset.parts),
+        "rollout": dict(preset.rollout),
+        "made_of": list(dict.fromkeys([*made_of, *preset.cards])),
+        "source": preset.source,
+    }
 
 
 BASELINE_OF_THE_GROUP = ("group_advantage", "rloo", "reinforce_plus_plus_baseline")
@@ -233,7 +254,6 @@ def _dry_run(algorithm: Mapping[str, Any]) -> None:
         "logprobs": rows,
         "old_logprobs": rows,
         "sampler_logprobs": rows,
-        "advantages": torch.tensor([-1.0, 1.0]),
     }
     for key in ("advantage", "loss", "correction"):
         part = algorithm.get(key)
@@ -243,6 +263,8 @@ def _dry_run(algorithm: Mapping[str, Any]) -> None:
         names = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
         parameters = {name: value for name, value in part.items() if name != "type"}
         try:
-            function(**{n: streams[n] for n in names if n in streams}, **parameters)
+            result = function(**{n: streams[n] for n in names if n in streams}, **parameters)
         except ValueError as error:
             raise ConfigError(f"algorithm.{key} = {part['type']}: {error}") from None
+        if key == "advantage":
+            streams["advantages"] = result
