@@ -279,8 +279,18 @@ async def _files_many(sandbox: Sandbox) -> None:
 
 @_check("files: missing")
 async def _files_missing(sandbox: Sandbox) -> None:
-    for call in (sandbox.read_bytes, sandbox.remove, sandbox.file_info):
+    for call in (sandbox.read_bytes, sandbox.remove, sandbox.file_info, sandbox.list_dir):
         await _refused(call("nothing/here"), SandboxFileError, f"{call.__name__} of a missing file")
+
+
+@_check("files: a deep list")
+async def _files_deep(sandbox: Sandbox) -> None:
+    await sandbox.write_many({"shut/in/x": "", "a/b/c/f": ""})
+    await sandbox.run("chmod 0 shut/in")
+    deep = {(entry.name, entry.kind) for entry in await sandbox.list_dir(depth=4)}
+    expected = {("a", "dir"), ("b", "dir"), ("c", "dir"), ("f", "file"), ("shut", "dir"), ("in", "dir")}
+    _same(deep & expected, expected, "the entries, with a folder that cannot be read among them")
+    _same({entry.name for entry in await sandbox.list_dir(depth=2)} & {"c", "f"}, set(), "what is deeper than asked")
 
 
 @_check("files: size limit")
@@ -326,8 +336,8 @@ async def _lifetime(sandbox: Sandbox) -> None:
         while not sandbox.ended:  # noqa: ASYNC110 - it ends by itself and tells nobody
             await anyio.sleep(0.05)
     _same(sandbox.ended, True, "ended 15 s after its lifetime")
-    await _refused(sandbox.exists("x"), SandboxClosed, "a file call after the lifetime")
     await _refused(sandbox.run_code("1"), SandboxClosed, "code after the lifetime")
+    await _refused(sandbox.exists("x"), SandboxClosed, "a file call after the lifetime")
 
 
 @_check("sandbox: kill")

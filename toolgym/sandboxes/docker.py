@@ -117,7 +117,7 @@ class DockerProvider(Provider):
         with anyio.CancelScope(shield=True):
             container, sock = await self.engine.call(
                 self.engine.start, image, boot_command("python3", program), host=host_config(spec), name=name,
-                user=USER, working_dir="/", hostname="sandbox", labels=labels, stdin_open=True,
+                user=USER, working_dir="/", hostname="sandbox", labels=labels, stdin_open=True, stop_signal="SIGKILL",
                 environment={"PATH": PATH, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
             )  # fmt: skip
         connection = Connection(sock, multiplexed=True)

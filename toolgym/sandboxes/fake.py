@@ -157,6 +157,8 @@ class FakeSandbox(Sandbox):
 
     async def list_dir(self, path: str = ".", *, depth: int = 1) -> list[FileInfo]:
         folder = self._path(path)
+        if path != ".":
+            self._info(folder)  # it must be there
         below = [name.removeprefix(f"{folder}/").split("/") for name in self.files if name.startswith(f"{folder}/")]
         found = {
             "/".join([folder, *parts[:level]]) for parts in below for level in range(1, min(depth, len(parts)) + 1)

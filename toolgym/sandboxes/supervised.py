@@ -226,6 +226,9 @@ class SupervisedSandbox(Sandbox):
         """One foreground execution: the fields of its result, and its report. Killed where the caller is cancelled."""
         if self._verdict is not None:
             raise self._closed()
+        if self._connection.hung_up():  # it ended before this execution, not under it
+            await self._end()
+            raise self._closed()
         output = _Output(on_output, self.spec.output_kb << 10)
         box = self._connection.open_box()
         header = {**header, "id": box, "timeout_s": timeout_s, "stream": on_output is not None}

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.sandboxes.redteam.exploits import ENDINGS, ESCAPES, RESOURCES, SUPERVISOR, Exploit, attempts
-from toolgym.sandboxes import End, Sandbox, SandboxClosed, SandboxSpec, open_sandbox
+from tests.sandboxes.redteam.exploits import ESCAPES, RESOURCES, SUPERVISOR, Exploit, attempts
+from toolgym.sandboxes import Sandbox, SandboxSpec, open_sandbox
 from toolgym.sandboxes.grading import Case, grade_function
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -52,19 +52,6 @@ async def test_exploit_is_not_scored(name: str):
     )
     assert not grade.passed
     assert grade.share == 0
-
-
-@pytest.mark.parametrize("name", ENDINGS)
-async def test_program_that_ends_its_sandbox_is_not_an_infrastructure_failure(name: str):
-    async with open_sandbox("docker", SPEC, run_id="redteam") as sandbox:
-        assert (await sandbox.run_code(ENDINGS[name])).end is End.KILLED
-        with pytest.raises(SandboxClosed, match="its program brought it down"):
-            await sandbox.run_code("1")
-    source = f"exec({ENDINGS[name]!r}, {{}})\ndef add(a, b):\n    return True\n"
-    grade = await grade_function(
-        lambda: open_sandbox("docker", SPEC, run_id="redteam"), {"solution.py": source.encode()}, "solution:add", CASES
-    )
-    assert [verdict.passed for verdict in grade.verdicts] == [False]
 
 
 async def test_honest_program_is_scored():

@@ -50,6 +50,7 @@ def enter_child(config, fds):
     _signal.set_wakeup_fd(-1)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
     os.closerange(len(fds), 4096)
@@ -69,19 +70,36 @@ def describe(error):
     return {"name": type(error).__name__, "message": message[:4000], "traceback": text[-8000:]}
 
 
+def compile_code(code):
+    """The program without its last expression, and that expression, compiled; either may be None.
+
+    Raises SyntaxError.
+    """
+    whole = code.rstrip(" \t\n")
+    body, _, last = whole.rpartition("\n")
+    if last[:1].isalnum() and "\r" not in code:  # most programs end with an expression on a line of its own
+        try:
+            value = compile("\n" * whole.count("\n") + last, "<code>", "eval")
+            return compile(body, "<code>", "exec") if body else None, value
+        except (SyntaxError, ValueError):
+            pass  # it is no expression, or a part of something longer: the tree can tell, at twice the price
+    tree = ast.parse(code, "<code>")
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    body = compile(tree, "<code>", "exec")
+    return body, None if last is None else compile(ast.Expression(last.value), "<code>", "eval")
+
+
 def execute(code, module):
     """Run code in a module's namespace; returns (exit code, what to report)."""
     report = {}
     status = 0
     try:
         linecache.cache["<code>"] = (len(code), None, code.splitlines(True), "<code>")
-        tree = ast.parse(code, "<code>")
-        last = tree.body[-1] if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        body, last = compile_code(code)
+        if body is not None:
+            exec(body, module.__dict__)
         if last is not None:
-            tree.body.pop()
-        exec(compile(tree, "<code>", "exec"), module.__dict__)
-        if last is not None:
-            value = eval(compile(ast.Expression(last.value), "<code>", "eval"), module.__dict__)
+            value = eval(last, module.__dict__)
             if value is not None:
                 report["result"] = repr(value)[:MAX_RESULT]
     except SystemExit as leaving:
@@ -123,7 +141,7 @@ def new_main(home):
 
 def warm_up():
     """Run a little of everything once: what the interpreter makes at first use, it then need not make in each child."""
-    for code in ("x = [1]\nx", "def f(x): return x\nf('a')", "import math\nmath.no_such_name"):
+    for code in ("x = [1]\nx", "def f(x): return x\nf('a')", "x = (1 +\n2)", "import math\nmath.no_such_name"):
         execute(code, types.ModuleType("__main__"))
 
 
@@ -237,7 +255,10 @@ def entry(path):
     for name, test in (("file", stat.S_ISREG), ("dir", stat.S_ISDIR), ("symlink", stat.S_ISLNK)):
         if test(info.st_mode):
             kind = name
-    target = os.readlink(path) if kind == "symlink" else None
+    target = None
+    if kind == "symlink":
+        with contextlib.suppress(OSError):  # links below /proc, of other processes
+            target = os.readlink(path)
     return {
         "path": path, "name": os.path.basename(path), "kind": kind, "size": info.st_size,
         "mode": stat.S_IMODE(info.st_mode), "modified": info.st_mtime, "target": target,
@@ -302,10 +323,14 @@ def file_list(job, body):
     found, folders = [], [(locate(job, job["path"]), 1)]
     while folders and len(found) < MAX_LIST:
         folder, level = folders.pop(0)
-        with os.scandir(folder) as entries:
-            for item in entries:
-                if len(found) >= MAX_LIST:
-                    break
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            if level == 1:
+                raise
+            continue  # gone, or not to be read: it is listed itself, and what is below is not to be seen
+        for item in entries[: MAX_LIST - len(found)]:
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile, as processes under /proc are
                 found.append(entry(item.path))
                 if found[-1]["kind"] == "dir" and level < job["depth"]:
                     folders.append((item.path, level + 1))

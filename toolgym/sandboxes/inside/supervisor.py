@@ -99,7 +99,9 @@ class Supervisor:
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "leaving", TERMINATED))
+        # Programs may signal process 1, their owner closes its input: so there only the kernel can end it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self.alone else lambda *_: setattr(self, "leaving", TERMINATED))
         self.poll.register(self.wake, select.EPOLLIN)
         self.poll.register(channel.fd_in, select.EPOLLIN)
         self.out_watched = False
