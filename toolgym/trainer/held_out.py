@@ -8,12 +8,13 @@ from typing import Any
 
 import anyio.to_thread
 
+from toolgym.agents.chat import ChatFormat
 from toolgym.agents.rollout import Budget
 from toolgym.engines import open_engine
 from toolgym.envs.factory import open_envs
 from toolgym.trainer.config import RunConfig
 from toolgym.trainer.evaluate import Evaluator, score_of
-from toolgym.trainer.policy import load
+from toolgym.trainer.policy import load_tokenizer
 from toolgym.trainer.reporter import Reporter, SilentReporter
 
 
@@ -35,7 +36,7 @@ async def evaluate_model(config: RunConfig, folder: Path, *, reporter: Reporter 
     shown = reporter or SilentReporter()
     start = time.monotonic()
     rollout, chosen = config.rollout, config.evaluate
-    chat = (await anyio.to_thread.run_sync(load, folder)).chat
+    chat = ChatFormat(await anyio.to_thread.run_sync(load_tokenizer, folder))
     scores: dict[str, Any] = {}
     async with (
         open_envs(config.env.id, **config.env.options) as envs,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,14 +97,27 @@ def load(folder: str | Path, *, dtype: str = "float32") -> Policy:
     Raises:  ConfigError: no such folder, not a model, or a tokenizer without chat template.
     """
     path = Path(folder)
-    check_folder(path)
+    tokenizer = load_tokenizer(path)
     disable_progress_bar()
-    try:
-        # AutoTokenizer would go by the model's type and rebuild, say, Qwen's own splitting around our vocabulary.
-        kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
-        tokenizer = kind.from_pretrained(path, local_files_only=True)
+    with _model_errors(path):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"{path} cannot be loaded as a model: {str(error).splitlines()[0][:200]}") from error
     own_memory(model)
     return Policy(model=model, tokenizer=tokenizer, chat=ChatFormat(tokenizer))
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a saved policy. Raises ConfigError: no such folder, not a model."""
+    path = Path(folder)
+    check_folder(path)
+    # AutoTokenizer would go by the model's type and rebuild, say, Qwen's own splitting around our vocabulary.
+    kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    with _model_errors(path):
+        return kind.from_pretrained(path, local_files_only=True)
+
+
+@contextmanager
+def _model_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(f"{path} cannot be loaded as a model: {str(error).splitlines()[0][:200]}") from error
