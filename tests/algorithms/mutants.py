@@ -3,7 +3,8 @@
 ``python -m tests.algorithms.mutants`` runs them all (an hour); ``--module kl`` those of one module, ``--sample 20``
 some. A mutant is one small change: a sign, a comparison, a mask, a denominator, a constant, a detach, a reduction.
 Each runs in a process of its own against the tests of its module and the battery's cases of its function, with a
-package whose one module is replaced in memory: no file changes.
+package whose one module is replaced in memory: no file changes. Survivors that nothing can notice are listed, with the
+reason, in docs/algorithms/mutants.md; any other makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.abc
 import importlib.util
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -27,6 +29,7 @@ import torch  # before the fork: each mutant starts from there
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "toolgym" / "algorithms"
+PAGE = ROOT / "docs" / "algorithms" / "mutants.md"
 PER_FUNCTION = 6
 TIMEOUT_S = 240
 
@@ -49,6 +52,8 @@ METHODS = {
     "argmin": "argmax",
     "log": "abs",
 }
+# Their arguments may be swapped, and nobody can tell.
+SYMMETRIC = ("min", "max", "minimum", "maximum", "logaddexp", "promote_types")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,16 @@ class Mutant:
     def label(self) -> str:
         """``kl.unbiased_kl:92 Add -> Sub``."""
         return f"{self.module}.{self.function}:{self.line} {self.what}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """``("kl.unbiased_kl", "Add -> Sub")``, which outlives an edit above it."""
+        return f"{self.module}.{self.function}", self.what
+
+
+def equivalents() -> set[tuple[str, str]]:
+    """The keys of the mutants that docs/algorithms/mutants.md lists, each with its reason."""
+    return set(re.findall(r"^\| `([^`]*)` ([^|]*[^| ]) +\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def mutants(module: str) -> list[Mutant]:
@@ -156,7 +171,8 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
 
 
 def _changed_arguments(node: ast.Call) -> Iterator[tuple[str, object]]:
-    if len(node.args) > 1 and ast.dump(node.args[0]) != ast.dump(node.args[1]):
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    if len(node.args) > 1 and name not in SYMMETRIC and ast.dump(node.args[0]) != ast.dump(node.args[1]):
         yield "swap arguments", lambda n: _with(n, args=[n.args[1], n.args[0], *n.args[2:]])
     if node.args and not isinstance(node.args[0], ast.Starred | ast.Constant):
         yield "bare argument", lambda n: n.args[0]
@@ -230,13 +246,17 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
     own = [path for path in sorted(here.glob("test_*.py")) if path.stem not in apart]
     knows = [str(p) for p in own if f"algorithms.{mutant.module} import" in p.read_text(encoding="utf-8")]
     public = ast.parse(mutant.source).body
-    names = [n.name for n in public if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.decorator_list]
+    names = [n.name for n in public if isinstance(n, ast.FunctionDef | ast.ClassDef) and _has_card(n)]
     chosen = [mutant.owner] if mutant.owner in names else names
     everything = (
         [str(here / "test_battery.py"), "-k", " or ".join(chosen)] if chosen else [str(here / "test_battery.py")]
     )
     defaults = [str(here / "test_published_defaults.py")]  # reads them from the cards, so it imports no module
     return [round for round in (knows, defaults, everything) if round]
+
+
+def _has_card(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    return any(isinstance(d, ast.Call) and getattr(d.func, "id", "") == "card" for d in node.decorator_list)
 
 
 def survives(mutant: Mutant) -> bool:
@@ -271,7 +291,8 @@ def _child(mutant: Mutant) -> None:
         flags = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
         codes = [0]
         for chosen in tests_of(mutant):
-            codes.append(codes[-1] or int(pytest.main([*flags, *chosen])))
+            done = pytest.main([*flags, *chosen])
+            codes.append(codes[-1] or (0 if done == pytest.ExitCode.NO_TESTS_COLLECTED else int(done)))
         code = codes[-1]
     finally:
         os._exit(code)
@@ -283,7 +304,7 @@ def all_modules() -> list[str]:
 
 
 def main() -> None:
-    """Run the mutants and print those that survive."""
+    """Run the mutants and print those that survive; exit with code 1 where one does that is not known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--module", action="append", help="only this module; may be repeated")
     parser.add_argument("--sample", type=int, default=0, help="so many mutants, chosen at random with a fixed seed")
@@ -295,7 +316,6 @@ def main() -> None:
         chosen = [m for m in chosen if m.label in args.label]
     if args.sample:
         chosen = random.Random(0).sample(chosen, min(args.sample, len(chosen)))
-    alive = 0
     for module in sorted({m.module for m in chosen}):
         same = Mutant(
             module=module,
@@ -306,11 +326,14 @@ def main() -> None:
             source=(PACKAGE / f"{module}.py").read_text(encoding="utf-8"),
         )
         assert survives(same), f"the tests of {module} fail without any mutant"
+    known, count = equivalents(), {"equivalent": 0, "survives": 0}
     for mutant in chosen:
         if survives(mutant):
-            alive += 1
-            print(f"survives: {mutant.label}", flush=True)
-    print(f"{len(chosen)} mutants, {alive} survive")
+            verdict = "equivalent" if mutant.key in known else "survives"
+            count[verdict] += 1
+            print(f"{verdict}: {mutant.label}", flush=True)
+    print(f"{len(chosen)} mutants, {count['equivalent']} equivalent, {count['survives']} survive")
+    sys.exit(count["survives"] > 0)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def test_group_advantage_constant_and_single_groups_are_exactly_zero(scale, ddof
     assert group_advantage(r, group, scale=scale, ddof=ddof, eps=1e-12).eq(0).all()
 
 
+def test_group_advantage_tells_rewards_apart_relative_to_the_largest():
+    group = torch.tensor([0, 0, 1, 1])
+    r = torch.tensor([1e-9, 2e-9, 1e6, 1e6 + 1e-3], dtype=F64)  # a spread of half, and of 1e-9, of the largest
+    close(group_advantage(r, group, eps=0.0), [-1.0, 1.0, 0.0, 0.0], 1e-6)
+
+
 def test_group_advantage_keep_leaves_failures_out_of_the_baseline():
     r = torch.tensor([1.0, 0.0, math.nan, 9.0], dtype=F64)
     keep = torch.tensor([True, True, False, True])
@@ -125,7 +131,7 @@ def test_rloo_worked_values_and_both_forms():
 def test_rloo_ignores_what_is_not_kept_and_a_single_row_gets_zero():
     r = torch.tensor([1.0, 0.0, 5.0, 2.0], dtype=F64)
     keep = torch.tensor([True, True, False, True])
-    close(rloo(r, torch.tensor([0, 0, 0, 3]), keep=keep), [1.0, -1.0, 0.0, 0.0], 1e-12)
+    close(rloo(r, torch.tensor([70, 70, 70, -3]), keep=keep), [1.0, -1.0, 0.0, 0.0], 1e-12)
 
 
 M = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
@@ -163,9 +169,12 @@ def test_reinforce_plus_plus_kl_enters_the_return_and_group_centres_first():
     k = torch.tensor([[0.5, 9, 0.5, 1.0, 9], [9, 2.0, 9, 9, 9]], dtype=F64)
     g = torch.tensor([[0.8, 0, 0.85, 0.9, 0], [0, -0.2, 0, 0, 0]], dtype=F64)
     close(reinforce_plus_plus(r, M, kl=k, beta=0.1), whiten(g, M), 1e-9)
-    centred = torch.tensor([0.5, -0.5], dtype=F64)
-    close(
-        reinforce_plus_plus_baseline(r, torch.tensor([0, 0]), M),
-        whiten(M * centred[:, None], M),
-        1e-12,
-    )
+
+
+def test_reinforce_plus_plus_baseline_centres_by_group_before_the_kl():
+    r, group = torch.tensor([3.0, 1.0, 9.0, 5.0], dtype=F64), torch.tensor([0, 0, 4, 4])
+    mask = torch.ones(4, 1, dtype=torch.bool)
+    kl = torch.tensor([[0.5], [0.0], [0.0], [-1.0]], dtype=F64)
+    # centred: 1 -1 2 -2; less 2 kl: 0 -1 2 0, mean 1/4, mean square 5/4
+    expected = (torch.tensor([[0.0], [-1.0], [2.0], [0.0]], dtype=F64) - 0.25) / math.sqrt(1.25 - 0.0625)
+    close(reinforce_plus_plus_baseline(r, group, mask, kl=kl, beta=2.0), expected, 1e-6)

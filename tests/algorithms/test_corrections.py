@@ -94,7 +94,10 @@ def test_mirror_pop_sees_deviations_that_cancel():
     assert geometric_rejection(old, mu, mask)[1].all()
     assert not mirror_pop(old, mu, mask, threshold=0.49)[1].any()
     assert mirror_pop(old, mu, mask, threshold=0.51)[1].all()
-    assert not mirror_pop(mu, old, mask, threshold=0.49)[1].any()  # symmetric
+    weight, kept, metrics = mirror_pop(mu, old, mask, threshold=0.49)  # symmetric, but for the metric
+    assert not kept.any()
+    close(weight, torch.zeros(1, 4))
+    close(metrics["sampler_kl"], (math.exp(0.5) + math.exp(-0.5)) / 2 - 1)
 
 
 def test_mirror_pop_is_monotone_in_its_threshold():
@@ -119,8 +122,10 @@ def test_off_policy_sequence_mask_drops_rows_that_are_bad_and_far():
         ([-1.0, -1.0], 0.7, [True, True]),
         ([-1.0, 1.0], -0.5, [False, True]),
     ):
-        got = off_policy_sequence_mask(OLD, MU, MASK, advantages=torch.tensor(a), threshold=threshold)[1]
+        weight, got, metrics = off_policy_sequence_mask(OLD, MU, MASK, advantages=torch.tensor(a), threshold=threshold)
         assert rows(got) == kept
+        close(weight, (MASK * torch.tensor(kept)[:, None]).double())
+        assert metrics["kept_rows"] == sum(kept) / 2
 
 
 @pytest.mark.parametrize("correction", ALL)

@@ -15,8 +15,11 @@ from toolgym.algorithms.masking import (
     per_token,
     row_mean,
     silence,
+    silent_mean,
+    square_sum,
     token_mean,
     upcast,
+    valid_count,
 )
 from toolgym.algorithms.surrogate import bound_above, hush, moved, pessimistic, surrogate
 
@@ -36,7 +39,12 @@ def test_silence_zeroes_values_and_gradients_under_the_mask(dtype):
 
 
 def test_silence_broadcasts_and_takes_strided_input():
-    assert silence(torch.tensor([[5.0], [math.nan]]), M).tolist()[0] == [5.0, 0.0, 5.0]
+    rows = torch.tensor([[5.0], [7.0]], requires_grad=True)
+    got = silence(rows, M)
+    assert got.tolist() == [[5.0, 0.0, 5.0], [0.0, 0.0, 7.0]]
+    (got * torch.tensor([[2.0, math.nan, 3.0], [math.inf, 5.0, 7.0]])).sum().backward()
+    assert rows.grad.tolist() == [[5.0], [7.0]]
+    assert silence(X[:, ::2], M[:, :1]).tolist() == [[1.0, -2.0], [0.0, 0.0]]
     assert silence(X.T.contiguous().T, M).tolist() == [[1.0, 0.0, -2.0], [0.0, 0.0, 4.0]]
     assert silence(-torch.zeros(1, 1), torch.tensor([[True]])).signbit().all()  # bits are kept as they are
 
@@ -68,9 +76,9 @@ def test_check_mask_names_the_wrong_one():
 
 def test_log_ratio_is_clamped_and_its_gradient_flows_into_the_policy_only():
     a = torch.tensor([[0.0, math.nan, 50.0], [math.inf, 0.0, -1.0]], requires_grad=True)
-    b = torch.zeros(2, 3, requires_grad=True)
+    b = torch.tensor([[-3.0, math.inf, 0.0], [math.nan, 0.0, 4.0]], requires_grad=True)
     got = log_ratio(a, b, M)
-    assert got.tolist() == [[0.0, 0.0, 20.0], [0.0, 0.0, -1.0]]
+    assert got.tolist() == [[3.0, 0.0, 20.0], [0.0, 0.0, -5.0]]
     got.sum().backward()
     assert a.grad.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     assert b.grad is None
@@ -84,6 +92,23 @@ def test_per_token_detaches_and_silences():
     assert per_token(a, M).tolist() == [[1.0], [2.0]]
     assert not per_token(a, M).requires_grad
     assert per_token(X, M).tolist() == [[1.0, 0.0, -2.0], [0.0, 0.0, 4.0]]
+
+
+def test_log_ratio_and_per_token_name_the_wrong_shape():
+    with pytest.raises(ValueError, match="old_logprobs: got shape"):
+        log_ratio(X, X[:, :1], M)
+    with pytest.raises(ValueError, match=r"mask: got torch\.int32"):
+        log_ratio(X, X, M.int())
+    with pytest.raises(ValueError, match="advantages: got shape"):
+        per_token(X[:, :1], M)
+
+
+def test_counts_and_sums_without_a_mask_of_their_own():
+    assert [valid_count(m).item() for m in (M, M[1], torch.zeros_like(M))] == [3, 1, 1]
+    x = torch.tensor([[1.0, 0.0, -2.0], [0.0, 0.0, 4.0]], dtype=F64)
+    assert_close(square_sum(x).item(), 21.0)
+    assert silent_mean(x, M) == 1.0
+    assert not silent_mean(x.requires_grad_(True), M).requires_grad
 
 
 def test_means_over_the_mask():

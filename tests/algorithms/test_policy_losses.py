@@ -88,10 +88,12 @@ def test_ppo_clip_refuses_impossible_bounds(bad):
         evaluate(ppo_clip, [1.0], [1.0], **bad)
 
 
-def test_ppo_clip_says_which_shape_is_wrong():
+def test_policy_losses_say_which_shape_is_wrong():
     x, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="old_logprobs: got shape"):
         ppo_clip(x, x[:1], torch.zeros(2), mask)
+    with pytest.raises(ValueError, match="logprobs: got shape"):
+        reinforce(x[:, :1], x, torch.zeros(2), mask)
     with pytest.raises(ValueError, match="advantages: got 3 rows, expected 2"):
         ppo_clip(x, x, torch.zeros(3), mask)
     with pytest.raises(ValueError, match="advantages: got shape"):

@@ -108,8 +108,3 @@ def cispo(
         slope *= ratio.clamp_(min_ratio, max_ratio)
         value = silence(logprobs, mask).mul_(slope)
     return surrogate(logprobs, value, slope), metrics
-
-
-def clipped_surrogate(ratio: Tensor, clipped: Tensor, advantages: Tensor) -> Tensor:
-    """``max(-ratio A, -clipped A)`` [B, T]: the pessimistic one of the two."""
-    return -torch.minimum(ratio * advantages, clipped * advantages)
