@@ -125,10 +125,10 @@ def _connect(path: Path, *, create: bool, read_only: bool) -> sqlite3.Connection
         return connection
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        # A reader of a write-ahead log makes a shared-memory file beside it; a read-only medium has no writer either.
+    except sqlite3.DatabaseError as error:
         connection.close()
-        if os.access(path.parent, os.W_OK):
+        # A reader of a write-ahead log makes a shared-memory file beside it; a read-only medium has no writer either.
+        if not isinstance(error, sqlite3.OperationalError) or os.access(path.parent, os.W_OK):
             raise
         uri = f"{path.absolute().as_uri()}?immutable=1"
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
