@@ -19,7 +19,7 @@ import anyio
 
 from toolgym.config.recipes import load_recipe
 from toolgym.trainer.config import RunConfig
-from toolgym.trainer.presets import RUNNABLE
+from toolgym.trainer.presets import PRESETS, RUNNABLE
 from toolgym.trainer.run import train
 
 ENV = "toolgym/lookup-v0"
@@ -43,6 +43,7 @@ def learn(preset: str, model: Path, folder: Path, *, steps: int, tasks: int) -> 
             "env": {"id": ENV},
             "policy": {"type": "pretrained", "path": str(model)},
             "algorithm": preset,
+            **{key: value for key, value in PRESETS[preset].advice.items() if "." not in key},
             "rollout": {"groups_per_step": 16, "group_size": 8, "max_staleness": 1},
             "train": {"steps": steps, "checkpoint_every": steps},
             "evaluate": {"tasks": tasks, "transcripts": 0},

@@ -81,6 +81,7 @@ def test_preset_that_awaits_the_trainer_says_what(name):
         ({"preset": "cispo", "loss": {"min_ratio": 9.0}}, "min_ratio = 9.0 is above"),
         ({"preset": "tis", "correction": {"cap": 0.0}}, "rejects everything"),
         ({"preset": "mirror_pop", "correction": {"threshold": 0.0}}, "rejects everything"),
+        ({"preset": "dapo", "overlong": {"l_cache": 500}}, "l_cache = 500 and l_max = 384"),
         ({"loss": {"clip_low": 2.0}}, "algorithm.loss = ppo_clip: got clip_low=2.0"),
         ({"loss": {"dual_clip": 0.5}}, "dual_clip=0.5"),
         ({"preset": "opsm", "advantage": {"type": "reinforce_plus_plus"}}, "expected one a row"),
@@ -90,6 +91,18 @@ def test_preset_that_awaits_the_trainer_says_what(name):
 def test_impossible_combination_is_refused_before_a_run(keys, message):
     with pytest.raises(ValidationError, match=message):
         AlgorithmConfig.model_validate(keys)
+
+
+def test_overlong_penalty_is_added_to_the_rewards_before_the_advantages():
+    """Two right answers and two wrong ones, one of each twice as long as allowed."""
+    mask = torch.ones(4, 8, dtype=torch.bool)
+    mask[:2, 2:] = False  # lengths 2, 2, 8, 8; nothing up to 2, -1 from 4 on
+    algorithm = AlgorithmConfig.model_validate({"preset": "dapo", "overlong": {"l_max": 4, "l_cache": 2}})
+    found = advantages(
+        algorithm, rewards=torch.tensor([1.0, 0.0, 1.0, 0.0]), group=torch.zeros(4, dtype=torch.int64), mask=mask
+    )
+    shaped = torch.tensor([1.0, 0.0, 0.0, -1.0])
+    torch.testing.assert_close(found, shaped / (shaped.var(unbiased=False).sqrt() + 1e-6))
 
 
 def test_check_combination_knows_the_rollouts():

@@ -93,8 +93,8 @@ def _print_preset(preset: dict[str, Any]) -> None:
         print(f'in a recipe: {preset["recipe"]}, or algorithm.preset = "{preset["preset"]}" with keys of your own')
     for key, value in preset["keys"].items():
         print(f"  {key} = {_toml(value)}")
-    for key, value in preset["rollout"].items():
-        print(f"  the paper has rollout.{key} = {_toml(value)}")
+    for key, value in preset["advice"].items():
+        print(f"  with it the paper has {key} = {_toml(value)}")
     print(f"made of: {', '.join(preset['made_of'])}\nsource:  {preset['source']}")
 
 

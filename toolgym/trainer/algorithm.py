@@ -21,6 +21,7 @@ from torch import Tensor
 from toolgym.algorithms import registry
 from toolgym.algorithms.aggregation import Mode
 from toolgym.algorithms.kl import KLKind
+from toolgym.algorithms.shaping import overlong_penalty
 from toolgym.config import Config, component
 from toolgym.errors import ConfigError, nearest
 from toolgym.trainer.presets import PRESETS, check_combination
@@ -107,6 +108,15 @@ class Aggregation(Config):
     """tokens; the generation budget, for seq-mean-token-sum-norm"""
 
 
+class Overlong(Config):
+    """DAPO's soft punishment of long episodes, added to the reward before advantages are taken."""
+
+    l_max: int = Field(default=384, ge=1)
+    """tokens sampled in an episode from which the penalty is 1"""
+    l_cache: int = Field(default=96, ge=1)
+    """tokens below that over which it grows from 0"""
+
+
 Advantage = component(*parts("advantage"))
 PolicyLoss = component(*parts("policy_loss"))
 Correction = component(*parts("correction"))
@@ -124,6 +134,7 @@ class AlgorithmConfig(Config):
     """off-policy correction of old against sampler log-probabilities; needs old_logprobs = "recomputed" """
     kl: KLTerm | None = None
     aggregation: Aggregation = Aggregation()
+    overlong: Overlong | None = None
     drop_uninformative: bool = True
     """rows without advantage leave the batch and its denominators (they would only shrink the step)"""
 
@@ -171,6 +182,8 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def advantages(algorithm: AlgorithmConfig, *, rewards: Tensor, group: Tensor, mask: Tensor) -> Tensor:
     """Advantages [B] or [B, T] of whole groups. rewards float [B], group int [B], mask bool [B, T]."""
+    if (overlong := algorithm.overlong) is not None:
+        rewards = rewards + overlong_penalty(mask.sum(1), l_max=overlong.l_max, l_cache=overlong.l_cache)
     return algorithm.advantage(rewards=rewards, group=group, mask=mask)
 
 

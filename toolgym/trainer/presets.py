@@ -21,13 +21,13 @@ class Preset:
     """One method. ``parts`` are keys of an ``[algorithm]`` table; ``awaiting`` says what the trainer lacks for it.
 
     ``cards`` names the functions of `toolgym.algorithms` that it is made of (those in ``parts`` are found there).
-    ``rollout`` are keys of the ``[rollout]`` table that the paper's setting asks for; they are advice, not laid.
+    ``advice`` are other keys of a recipe that belong to the paper's setting; the user sets them.
     """
 
     parts: Mapping[str, Any]
     source: str
     awaiting: str = ""
-    rollout: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    advice: Mapping[str, Any] = field(default_factory=dict[str, Any])
     cards: tuple[str, ...] = ()
 
 
@@ -62,6 +62,13 @@ RUNNABLE: Mapping[str, Preset] = {
         parts=_parts(GROUP, CLIP, ROW_MEAN, kl={"coef": 0.04, "kind": "k3"}),
         source="DeepSeekMath (arXiv:2402.03300)",
     ),
+    "dapo": Preset(
+        # The lengths are rollout.max_tokens' default and a quarter of it; the paper has 20,480 and 4,096.
+        parts=_parts(GROUP, CLIP_HIGHER, TOKEN_MEAN, overlong={"l_max": 384, "l_cache": 96}),
+        source="DAPO (arXiv:2503.14476)",
+        advice={"curriculum": "dynamic_sampling"},
+        cards=("has_signal",),
+    ),
     "dr_grpo": Preset(
         # Any constant gives the same direction; this one is rollout.max_tokens' default.
         parts=_parts(
@@ -82,7 +89,7 @@ RUNNABLE: Mapping[str, Preset] = {
             {"type": "group_advantage", "scale": "batch"}, {"type": "cispo", "max_ratio": 5.0}, {"mode": "prompt-mean"}
         ),
         source="ScaleRL (arXiv:2510.13786), without its forced interruption and 32-bit head",
-        rollout={"max_staleness": 8},
+        advice={"rollout.max_staleness": 8},
     ),
     "rloo": Preset(
         parts=_parts({"type": "rloo"}, CLIP, ROW_MEAN),
@@ -133,11 +140,6 @@ AWAITING: Mapping[str, Preset] = {
             "a critic and rewards per turn",
             ("turn_gae", "value_loss", "ppo_clip"),
         ),
-        "dapo": (
-            "DAPO (arXiv:2503.14476); its loss alone is the preset grpo",
-            'the overlong penalty in rewards; its loss and curriculum = "dynamic_sampling" run',
-            ("has_signal", "overlong_penalty", "drop_truncated", "group_advantage", "ppo_clip"),
-        ),
         "vcpo": (
             "VCPO (arXiv:2602.17616)",
             "row log-weights and gradient norms as streams, and a learning rate scaled per step",
@@ -178,18 +180,19 @@ def describe(name: str) -> dict[str, Any]:
     preset = PRESETS[name]
     made_of = [part["type"] for part in preset.parts.values() if isinstance(part, Mapping) and "type" in part]
     if preset.parts:
-        made_of += (["kl"] if "kl" in preset.parts else []) + ["row_weights"]
+        made_of += [card for key, card in PLAIN_PARTS.items() if key in preset.parts]
     return {
         "preset": name,
         "recipe": f'algorithm = "{name}"' if not preset.awaiting else None,
         "awaits": preset.awaiting or None,
         "keys": dict(preset.parts),
-        "rollout": dict(preset.rollout),
+        "advice": dict(preset.advice),
         "made_of": list(dict.fromkeys([*made_of, *preset.cards])),
         "source": preset.source,
     }
 
 
+PLAIN_PARTS = {"kl": "kl", "aggregation": "row_weights", "overlong": "overlong_penalty"}  # parts that name no function
 BASELINE_OF_THE_GROUP = ("group_advantage", "rloo", "reinforce_plus_plus_baseline")
 
 
@@ -202,7 +205,7 @@ def check_combination(
              group_size, max_staleness: of the ``[rollout]`` table, where they are known.
     Raises:  ConfigError: which part, why, and what to write instead.
     """
-    loss, correction = algorithm["loss"], algorithm.get("correction")
+    loss, correction, overlong = algorithm["loss"], algorithm.get("correction"), algorithm.get("overlong")
     aggregation, kl = algorithm["aggregation"], algorithm.get("kl")
     if group_size == 1 and algorithm["advantage"]["type"] in BASELINE_OF_THE_GROUP:
         raise ConfigError(
@@ -222,6 +225,11 @@ def check_combination(
         raise ConfigError(
             f"algorithm.aggregation.l_max = {aggregation.get('l_max')}: seq-mean-token-sum-norm divides by it; "
             "set the generation budget in tokens"
+        )
+    if overlong is not None and not 0 < overlong["l_cache"] <= overlong["l_max"]:
+        raise ConfigError(
+            f"algorithm.overlong: got l_cache = {overlong['l_cache']} and l_max = {overlong['l_max']} tokens, expected "
+            "0 < l_cache <= l_max"
         )
     if loss["type"] == "f_tis" and (correction is not None or algorithm["old_logprobs"] != "sampler"):
         raise ConfigError(
