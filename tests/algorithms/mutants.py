@@ -288,7 +288,8 @@ def _child(mutant: Mutant) -> None:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         sys.meta_path.insert(0, _Replaced(mutant))
-        flags = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+        # plain: the hook that rewrites assertions would import a module called test_time itself
+        flags = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", "--assert=plain"]
         codes = [0]
         for chosen in tests_of(mutant):
             done = pytest.main([*flags, *chosen])
