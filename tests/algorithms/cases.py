@@ -5,7 +5,7 @@ How to add a function: register it with ``@card``, and append a ``Case`` to the 
 
 What the battery (``test_battery.py``) checks, as far as the case declares the inputs for it:
 
-- dtype: float64 in, float64 out; float32 and bfloat16 in, float32 out
+- dtype: float64 in, float64 out; float32 and bfloat16 in, float32 out, and nothing is computed in bfloat16
 - fake: runs under ``FakeTensorMode`` (no hidden host synchronisation, no branching on data)
 - permute: permuting the rows permutes (or leaves) the result
 - pad: columns put anywhere under a false mask change nothing, gradients included

@@ -189,10 +189,10 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below a statement, without the texts of errors."""
+    """The nodes below a statement, without the texts of errors and the types of variables."""
     yield node
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.Raise):
+        if not isinstance(child, ast.Raise) and child is not getattr(node, "annotation", None):
             yield from _walk(child)
 
 
@@ -244,7 +244,7 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
     here = ROOT / "tests" / "algorithms"
     apart = ("test_battery", "test_docs", "test_mutants", "test_bandit", "test_bias_variance")
     own = [path for path in sorted(here.glob("test_*.py")) if path.stem not in apart]
-    knows = [str(p) for p in own if f"algorithms.{mutant.module} import" in p.read_text(encoding="utf-8")]
+    knows = [str(path) for path in own if _knows(path.read_text(encoding="utf-8"), mutant)]
     public = ast.parse(mutant.source).body
     names = [n.name for n in public if isinstance(n, ast.FunctionDef | ast.ClassDef) and _has_card(n)]
     chosen = [mutant.owner] if mutant.owner in names else names
@@ -253,6 +253,12 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
     )
     defaults = [str(here / "test_published_defaults.py")]  # reads them from the cards, so it imports no module
     return [round for round in (knows, defaults, everything) if round]
+
+
+def _knows(test: str, mutant: Mutant) -> bool:
+    """Whether a test file imports the module, or runs over all cards of a family that the module is of."""
+    families = re.findall(r'cards\("(\w+)"\)', test)
+    return f"algorithms.{mutant.module} import" in test or any(f"family='{f}'" in mutant.source for f in families)
 
 
 def _has_card(node: ast.FunctionDef | ast.ClassDef) -> bool:

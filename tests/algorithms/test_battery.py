@@ -71,6 +71,14 @@ def test_battery_dtype_float64_stays_and_less_is_lifted(case, given, expected):
     assert got.isfinite().all()
 
 
+@cases_for("dtype")
+def test_battery_dtype_half_precision_is_lifted_before_anything_is_computed(case):
+    inputs = inputs_of(case)
+    half = {name: inputs[name].bfloat16() for name in floats(inputs)}
+    lifted = {name: x.float() for name, x in half.items()}
+    assert run(case, inputs | half).equal(run(case, inputs | lifted))
+
+
 @cases_for("fake")
 def test_battery_fake_tensors_suffice(case):
     inputs = with_grad(case, inputs_of(case))

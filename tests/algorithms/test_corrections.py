@@ -126,6 +126,8 @@ def test_off_policy_sequence_mask_drops_rows_that_are_bad_and_far():
         assert rows(got) == kept
         close(weight, (MASK * torch.tensor(kept)[:, None]).double())
         assert metrics["kept_rows"] == sum(kept) / 2
+    with pytest.raises(ValueError, match="expected one a row"):
+        off_policy_sequence_mask(OLD, MU, MASK, advantages=OLD)
 
 
 @pytest.mark.parametrize("correction", ALL)
@@ -148,8 +150,30 @@ def test_combine_multiplies_weights_and_joins_masks():
     weight, kept = combine(rows_first, masked_is(OLD, MU, MASK), gated_is(OLD, MU, MASK, high=1.0))
     close(weight, [[0.0] * 4, [0.0625, 0.0625, 0, 0]])
     assert kept.tolist() == [[False] * 4, [True, True, False, False]]
+    weight, kept = combine(masked_is(OLD, MU, MASK), truncated_is(OLD, MU, MASK, cap=3.0))
+    close(weight, [[4.0, 0, 0, 0.25], [0.25, 0.25, 0, 0]])
+    assert kept.tolist() == [[True, False, False, True], [True, True, False, False]]
 
 
-def test_corrections_refuse_an_unknown_level():
-    with pytest.raises(ConfigError, match="did you mean 'token'"):
-        truncated_is(OLD, MU, MASK, level="tokens")
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_corrections_refuse_an_unknown_level(level):
+    with pytest.raises(ConfigError, match=f"did you mean '{level}'"):
+        truncated_is(OLD, MU, MASK, level=f"{level}s")
+
+
+@pytest.mark.parametrize("correction", ALL)
+def test_corrections_report_how_far_the_sampler_is(correction):
+    k3 = 2 - 1 - math.log(2) + 4 - 1 - math.log(4) + 3 * (0.5 - 1 - math.log(0.5))
+    close(correction(OLD, MU, MASK)[2]["sampler_kl"], k3 / 5)
+
+
+def test_corrections_of_a_single_token():
+    weight, _, metrics = truncated_is(OLD[:1, :1], MU[:1, :1], MASK[:1, :1])
+    close(weight, [[2.0]])
+    assert metrics["weight_mean"] == 2
+    assert metrics["kept_tokens"] == 1
+
+
+def test_truncated_is_bounds_the_logarithm_of_the_whole_row_too():
+    old, mask = torch.zeros(1, 2, dtype=F64), torch.ones(1, 2, dtype=torch.bool)
+    close(truncated_is(old, old - 15, mask, level="sequence", cap=math.inf)[0], [[math.exp(20.0)] * 2])

@@ -30,6 +30,8 @@ def test_select_intermediate_takes_the_nearest_and_ties_by_place():
     assert select_intermediate(values, 2, tau=1.0).tolist() == [0, 3]
     assert select_intermediate(torch.full((4,), 0.2), 2).tolist() == [0, 1]
     assert sorted(select_intermediate(values, 5).tolist()) == [0, 1, 2, 3, 4]
+    half = torch.tensor([0.5, 0.1]).bfloat16()  # 0.1 is 0.10009..., nearer to 0.3 by less than bfloat16 can tell
+    assert select_intermediate(half, 1, tau=0.3).tolist() == [1]
     for m in (0, 6):
         with pytest.raises(ValueError, match="expected 1 <= m"):
             select_intermediate(values, m)
@@ -42,6 +44,11 @@ def test_has_signal_reads_raw_correctness_not_shaped_rewards():
     shaped = correct + overlong_penalty(torch.tensor([10, 90, 10, 10, 10, 10]), l_max=100, l_cache=50)
     assert has_signal(shaped, group)[:2].all()  # noise would let the all-wrong group pass
     assert_close(effective_ratio(correct, group), torch.tensor(1 / 3, dtype=F64))
+
+
+def test_has_signal_is_relative_to_the_largest_reward():
+    r = torch.tensor([1e-9, 2e-9, 1e6, 1e6 + 1e-3], dtype=F64)
+    assert has_signal(r, torch.tensor([0, 0, 1, 1])).tolist() == [True, True, False, False]
 
 
 def test_effective_ratio_counts_groups_not_rows():

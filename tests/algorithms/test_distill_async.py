@@ -87,6 +87,13 @@ def test_sparse_kl_ignores_padding_whatever_stands_there():
     assert metrics["student_mass"].item() == pytest.approx(0.7, abs=1e-12)
 
 
+def test_sparse_kl_reports_masses_of_valid_positions():
+    logits, ids = position(S4).expand(1, 2, 4), torch.tensor([[[0, 1], [2, 3]]])
+    _, metrics = sparse_kl(logits, ids, T4[ids].log(), torch.tensor([[True, False]]))
+    assert metrics["teacher_mass"].item() == pytest.approx(0.8, abs=1e-12)
+    assert metrics["student_mass"].item() == pytest.approx(0.7, abs=1e-12)
+
+
 def test_sparse_kl_refuses_a_bad_weight():
     with pytest.raises(ValueError, match="reverse_weight"):
         sparse(S4, T4, [0], reverse_weight=2.0)

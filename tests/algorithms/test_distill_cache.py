@@ -56,6 +56,18 @@ def test_teacher_cache_round_trips_exactly(tmp_path):
 def test_teacher_cache_of_nothing_round_trips(tmp_path):
     write_teacher_cache(tmp_path / "c", HEADER, [])
     assert read_teacher_cache(tmp_path / "c", tokenizer_hash="9c1d") == (HEADER, [])
+    with np.load(tmp_path / "c") as data:
+        assert data["response_ends"].dtype == np.int64
+
+
+def test_teacher_cache_names_the_file_and_the_record_that_is_spoilt(tmp_path):
+    write_teacher_cache(tmp_path / "c", HEADER, [record(), record()])
+    with np.load(tmp_path / "c") as data:
+        arrays = dict(data)
+    arrays["teacher_logprobs"][4] = math.nan
+    np.savez(tmp_path / "spoilt.npz", **arrays)
+    with pytest.raises(ConfigError, match=r"spoilt\.npz, record 1: .* nan at response token 1"):
+        read_teacher_cache(tmp_path / "spoilt.npz", tokenizer_hash="9c1d")
 
 
 def test_teacher_cache_refuses_another_tokenizer(tmp_path):
@@ -73,10 +85,11 @@ def test_teacher_cache_refuses_two_teachers_when_read(tmp_path):
 
 def test_check_teacher_consistency_policies():
     two = dataclasses.replace(HEADER, sft_teacher_id="other")
-    assert check_teacher_consistency(HEADER)
+    assert check_teacher_consistency(HEADER) is True
     assert not check_teacher_consistency(two, policy="ignore")
-    with pytest.warns(UserWarning, match="biased for good"):
+    with pytest.warns(UserWarning, match="biased for good") as caught:
         assert not check_teacher_consistency(two, policy="warn")
+    assert caught[0].filename == __file__  # the caller's line
     with pytest.raises(ConfigError, match="biased for good"):
         check_teacher_consistency(two)
 

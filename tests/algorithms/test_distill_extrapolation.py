@@ -109,6 +109,8 @@ def test_cliff_lambda_is_where_the_fixed_points_tail_meets_the_clip(p, b, c):
 def test_bernoulli_fixed_point_worked_value():
     assert 1 - bernoulli_fixed_point(t(0.99), t(0.9), lam=1.25).item() == pytest.approx(0.00551588, abs=5e-9)
     assert bernoulli_fixed_point(t(0.8), t(0.3), lam=1.0).item() == pytest.approx(0.8, abs=1e-12)
+    assert bernoulli_fixed_point(t(1.0), t(1.0), lam=1.5).item() == pytest.approx(1 - 1e-7, abs=1e-15)
+    assert bernoulli_fixed_point(t(0.0), t(0.0), lam=1.5).item() == pytest.approx(1e-7, rel=1e-9)
     assert bernoulli_fixed_point(t(0.8), t(0.3), lam=0.0).item() == pytest.approx(0.3, abs=1e-12)
 
 

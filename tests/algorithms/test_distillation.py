@@ -146,6 +146,14 @@ def test_kdrl_loss_without_weight_is_grpo_and_without_advantage_is_distillation(
     )
 
 
+def test_kdrl_loss_takes_the_estimator_of_its_distillation_part():
+    logprobs, _, teacher, mask, _ = _batch()
+    got, metrics = kdrl_loss(torch.zeros_like(teacher), logprobs, teacher, mask, kd_weight=2.0, kind="k3")
+    expected, same = distillation_kl(logprobs, teacher, mask, kind="k3")
+    torch.testing.assert_close(got, 2 * expected)
+    assert metrics == same
+
+
 def test_kdrl_loss_masks_rows_without_changing_the_rest():
     logprobs, old, teacher, mask, advantages = _batch()
     grpo = ppo_clip(logprobs, old, advantages, mask)[0]
@@ -282,6 +290,8 @@ def test_offline_opd_loss_starts_as_online_and_vanishes_at_the_teacher():
     online = gradient(opd_loss(logprobs, logprobs.detach(), teacher, mask)[0], logprobs)
     torch.testing.assert_close(offline, online)
     torch.testing.assert_close(offline, torch.where(mask, logprobs.detach() - teacher, 0.0))
+    value = offline_opd_loss(t([-1.0, math.nan]), t([-3.0, -1.0]), torch.tensor([[True, False]]))[0]
+    assert value.tolist() == [[-2.0, 0.0]]  # -(log T - log S) log S
     at_teacher = gradient(offline_opd_loss(logprobs, logprobs.detach(), mask)[0], logprobs)
     assert at_teacher.abs().max() == 0
 
@@ -308,8 +318,8 @@ def vocabulary(p):
     [(0.1, 0.01709960), (0.5, 0.04620083), (0.9, 0.01651798), (0.0, FORWARD), (1.0, REVERSE)],
 )
 def test_generalized_jsd_worked_values(beta, value):
-    loss, _ = generalized_jsd(vocabulary(S), vocabulary(T), ONE, beta=beta)
-    assert loss.item() == pytest.approx(value, abs=5e-9)
+    loss, metrics = generalized_jsd(vocabulary(S), vocabulary(T), ONE, beta=beta)
+    assert loss.item() == metrics["jsd"].item() == pytest.approx(value, abs=5e-9)
 
 
 def test_generalized_jsd_ends_are_limits_of_the_rescaled_divergence_only():
@@ -431,6 +441,8 @@ def test_entropy_gate_state_round_trips():
     other = EntropyGate(h_min=0.3)
     other.load_state_dict(gate.state_dict())
     assert (other.length, other.update(9.0)) == (256, 256)
+    other.load_state_dict(EntropyGate().state_dict())
+    assert (other.length, other.latched) == (128, False)
     with pytest.raises(ValueError, match="stage 9"):
         other.load_state_dict({"stage": 9, "latched": False})
 

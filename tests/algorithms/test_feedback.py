@@ -125,11 +125,11 @@ def test_feedback_model_loss_is_scaled_cross_entropy_on_the_critique():
     assert feedback_model_loss(logprobs, mask.unsqueeze(0), coefficient=0.0)[0].abs().max() == 0
 
 
-def test_prompts_hold_what_they_should_and_differ():
-    attempt, again = second_turn_prompt("ATTEMPT", "CRITIQUE")
-    assert attempt == "ATTEMPT"
-    assert again.count("CRITIQUE") == 1
-    prompt = critique_prompt("QUESTION", "ATTEMPT")
-    assert prompt.count("QUESTION") == 1 == prompt.count("ATTEMPT")
-    assert "CRITIQUE" not in prompt
-    assert not prompt.startswith("QUESTION")  # distinct from the answering prompt, which is the question
+def test_prompts_word_for_word():
+    assert second_turn_prompt("ATTEMPT", "CRITIQUE") == (
+        "ATTEMPT",
+        "Feedback on your answer:\n\nCRITIQUE\n\nUse it to answer the question again, in full.",
+    )
+    # distinct from the answering prompt, which is the question
+    expected = "Critique this attempt.\n\nQuestion:\nQUESTION\n\nAttempt:\nATTEMPT\n\nCritique:"
+    assert critique_prompt("QUESTION", "ATTEMPT") == expected

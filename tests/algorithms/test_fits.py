@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from toolgym.algorithms.fits import fit_power_law, fit_sigmoid, power_law_slope, sigmoid_curve
+from toolgym.algorithms.fits import _around, _candidates, fit_power_law, fit_sigmoid, power_law_slope, sigmoid_curve
 
 TRUE = {"start": 0.30, "asymptote": 0.645, "exponent": 1.7, "midpoint": 8000.0}
 COMPUTE = [float(c) for c in torch.logspace(3, 4.7, 24)]
@@ -26,8 +26,37 @@ def test_fit_sigmoid_recovers_a_curve_without_noise():
     assert fit.exponent == pytest.approx(1.7, abs=1e-2)
     assert fit.midpoint == pytest.approx(8000, rel=1e-2)
     assert fit.bounded
-    assert fit.low <= fit.asymptote <= fit.high
+    assert 0.64 < fit.low <= fit.asymptote <= fit.high < 0.65
     assert fit.sse < 1e-8
+
+
+def test_fit_sigmoid_holds_the_asymptote_at_one():
+    fit = fit_sigmoid(COMPUTE, curve(COMPUTE, asymptote=1.2), start=0.30)
+    assert fit.asymptote == fit.high == pytest.approx(1.0, abs=1e-12)
+    assert not fit.bounded
+
+
+def test_fit_sigmoid_of_falling_scores_has_no_gain():
+    fit = fit_sigmoid(COMPUTE, curve(COMPUTE, asymptote=0.1), start=0.30)
+    assert fit.asymptote == pytest.approx(0.30, abs=1e-8)
+
+
+def test_fit_sigmoid_of_flat_scores_leaves_room_for_a_late_rise():
+    fit = fit_sigmoid(COMPUTE, [0.30] * len(COMPUTE), start=0.30)
+    assert fit.asymptote == pytest.approx(0.30, abs=1e-8)
+    assert fit.low == pytest.approx(0.30, abs=1e-8)
+    assert fit.high > 0.31
+
+
+def test_fit_sigmoid_searches_a_factor_of_ten_beyond_the_data():
+    b, middle = _candidates(torch.tensor([100.0, 1.0, 10.0], dtype=torch.float64).log(), 3, 5)
+    assert b.tolist() == pytest.approx([0.3, 1.5**0.5, 5.0], rel=1e-12)
+    assert middle.exp().tolist() == pytest.approx([0.1, 1.0, 10.0, 100.0, 1000.0], rel=1e-12)
+
+
+@pytest.mark.parametrize(("place", "finer"), [(0, [0.0, 0.5, 1.0]), (2, [1.0, 2.0, 3.0]), (3, [2.0, 2.5, 3.0])])
+def test_fit_refines_over_the_two_cells_beside_the_best(place, finer):
+    assert _around(torch.arange(4, dtype=torch.float64), place, 3).tolist() == finer
 
 
 def test_fit_sigmoid_covers_the_truth_and_predicts_the_rest_of_the_run():
@@ -136,3 +165,22 @@ def test_fit_power_law_explains_nothing_where_there_is_no_slope():
     fit = fit_power_law([(1e9, 10.0, 10 ** (a - 1)), (1e9, 100.0, 10 ** (-2 * a - 1)), (1e9, 1000.0, 10 ** (a - 1))])
     assert fit.k_max == pytest.approx(0.0, abs=1e-12)
     assert fit.r_squared == pytest.approx(0.0, abs=1e-9)
+
+
+def test_fit_power_law_one_size_has_the_interval_of_a_straight_line():
+    # log10 X is -1 0 1 and log10 L, centred, k + a, -2 a, a - k: with weights 1/3 the squared error is 2 a^2 at K = k
+    # and 2 a^2 + 2/3 (K - k)^2 elsewhere, and one degree of freedom is left: (K - k)^2 <= 3/2 3.84 2 a^2.
+    k, a = 0.5, 0.05
+    fit = fit_power_law(
+        [(1e9, 10.0, 10 ** (k + a - 1)), (1e9, 100.0, 10 ** (-2 * a - 1)), (1e9, 1e3, 10 ** (a - k - 1))]
+    )
+    assert fit.k_max == pytest.approx(k, abs=1e-9)
+    assert fit.k_low == pytest.approx(k - a * 11.52**0.5, abs=1e-9)
+    assert fit.k_high == pytest.approx(k + a * 11.52**0.5, abs=1e-9)
+    assert fit.r_squared == pytest.approx(1 - 6 * a**2 / (6 * a**2 + 2 * k**2), abs=1e-9)
+
+
+@pytest.mark.parametrize(("k", "bound"), [(-0.5, 0.0), (3.0, 2.0)])
+def test_fit_power_law_slope_stays_between_zero_and_two(k, bound):
+    fit = fit_power_law([(1e9, x, 0.1 * x**-k) for x in (1.0, 2.0, 4.0)])
+    assert fit.k_max == fit.k_low == fit.k_high == bound

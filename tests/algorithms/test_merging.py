@@ -14,6 +14,7 @@ from toolgym.algorithms.merging import (
     lines,
     lines_alpha,
     lines_scale,
+    svd,
     task_vectors,
     ties,
     trim,
@@ -262,3 +263,22 @@ def test_combine_lora_refuses():
     unequal = [UNITS[0], (torch.ones(2, 2), torch.ones(2, 2))]
     with pytest.raises(ConfigError, match="equal ranks"):
         combine_lora(unequal, weights=[1, 1], mode="linear")
+
+
+def test_task_vectors_of_halves_are_taken_in_float32():
+    (tau,) = task_vectors({"w": torch.tensor([256.0]).bfloat16()}, [{"w": torch.tensor([1.0]).bfloat16()}])
+    assert tau["w"].tolist() == [-255.0]
+    assert tau["w"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("x", [A, A.T])
+def test_svd_is_thin(x):
+    u, sigma, v = svd(x)
+    assert (u.shape, sigma.shape, v.shape) == ((x.shape[0], 2), (2,), (2, x.shape[1]))
+    torch.testing.assert_close(u * sigma @ v, x)
+
+
+def test_lines_counts_the_blocks_whatever_their_order():
+    base = {name: t(0.0) for name in ("layers.1.w", "layers.0.w", "norm")}
+    got = lines(base, {"layers.1.w": t(2.0), "layers.0.w": t(4.0), "norm": t(2.0)}, alpha=0.5, beta=1.0)
+    assert {name: x.item() for name, x in got.items()} == {"layers.1.w": 3.0, "layers.0.w": 2.0, "norm": 1.0}

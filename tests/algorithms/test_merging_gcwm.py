@@ -53,6 +53,12 @@ def test_bures_distance_and_conflict_worked_values(a, b, distance, conflict):
     assert geometry_conflict(torch.stack([a, b])).item() == pytest.approx(conflict, abs=5e-7)
 
 
+def test_bures_distance_of_halves_is_summed_in_float32():
+    a = torch.diag(torch.tensor([256.0, 1.0])).bfloat16()  # their sum is no bfloat16
+    nothing = torch.zeros_like(a)
+    assert bures_distance(a, nothing) == bures_distance(nothing, a) == 257
+
+
 @given(st.integers(0, 999))
 def test_bures_distance_is_symmetric_and_zero_at_itself(seed):
     a, b = covariance(seed), covariance(seed + 1000)
@@ -87,6 +93,15 @@ def test_wasserstein_barycenter_worked_values():
 def test_wasserstein_barycenter_of_commuting_covariances():
     got = wasserstein_barycenter(torch.stack([diag(1, 9), diag(4, 25)]), weights=[3, 1], tolerance=1e-14)
     torch.testing.assert_close(got, diag((0.75 * 1 + 0.25 * 2) ** 2, (0.75 * 3 + 0.25 * 5) ** 2), atol=1e-9, rtol=0)
+
+
+def test_wasserstein_barycenter_stops_at_a_relative_change_below_its_tolerance():
+    c = torch.stack([FULL, diag(3, 1)])
+    start, first, second = c.mean(0), *(wasserstein_barycenter(c, iterations=i, tolerance=0.0) for i in (1, 2))
+    change = ((first - start).norm() / start.norm()).item()
+    assert torch.equal(wasserstein_barycenter(c, tolerance=1.001 * change), first)
+    assert torch.equal(wasserstein_barycenter(c, iterations=2, tolerance=0.999 * change), second)
+    assert not torch.equal(first, second)
 
 
 def test_wasserstein_barycenter_of_equal_covariances_is_that_covariance():
@@ -151,11 +166,18 @@ def test_whitening_is_undone_by_recolouring_and_whitens():
     torch.testing.assert_close(basis.mT @ white.mT @ white @ basis, torch.eye(4, dtype=DOUBLE), atol=1e-6, rtol=0)
 
 
+def test_whitening_scales_by_the_barycenter_inside_and_by_the_floor_outside():
+    space = Whitening(basis=t([1.0], [0.0]), barycenter=t([4.0]), floor=0.25)
+    assert space.whiten(t([2.0, 3.0])).tolist() == [[1.0, 6.0]]
+    assert space.recolour(t([2.0, 3.0])).tolist() == [[4.0, 1.5]]
+
+
 def test_common_geometry_of_full_rank_holds_the_whole_covariance():
     updates = randn(8, 2, 5, 3)
-    basis, covariances = common_geometry(updates, rank=3)
+    basis, covariances = common_geometry(updates, rank=3, floor=0.1)
     for d, c in zip(updates, covariances, strict=True):
-        torch.testing.assert_close(basis @ c @ basis.mT, d.mT @ d + 1e-6 * torch.eye(3, dtype=DOUBLE))
+        expected = d.mT @ d + 0.1 * torch.eye(3, dtype=DOUBLE)
+        torch.testing.assert_close(basis @ c @ basis.mT, expected, atol=1e-12, rtol=0)
 
 
 def test_common_geometry_drops_repeated_directions():
@@ -181,28 +203,37 @@ def test_gcwm_merge_of_equal_tasks_is_that_task_without_conflict():
     torch.testing.assert_close(single, d[0], atol=1e-6, rtol=1e-6)
 
 
-def test_gcwm_merge_mixes_by_its_gate():
-    updates = randn(11, 2, 4, 4)
-    merged, metrics = gcwm_merge(updates)
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
+def test_gcwm_merge_mixes_by_its_gate(weights):
+    updates = randn(11, 3, 4, 4)
+    merged, metrics = gcwm_merge(updates, weights=weights)
     basis, covariances = common_geometry(updates)
-    gate = conflict_gate(geometry_conflict(covariances)).item()
+    gate = conflict_gate(geometry_conflict(covariances, weights=weights)).item()
     assert metrics["gate"].item() == pytest.approx(gate)
-    space = Whitening(basis=basis, barycenter=wasserstein_barycenter(covariances), floor=1e-6)
-    geometric, plain = space.recolour(wudi(space.whiten(updates))), wudi(updates)
+    space = Whitening(basis=basis, barycenter=wasserstein_barycenter(covariances, weights=weights), floor=1e-6)
+    geometric = space.recolour(wudi(space.whiten(updates), weights=weights))
+    plain = wudi(updates, weights=weights)
     torch.testing.assert_close(merged, gate * geometric + (1 - gate) * plain)
     assert (geometric - plain).norm() > 1e-3  # the two really differ here
 
 
 def test_gcwm_merges_projections_and_averages_the_rest():
     base = {"layers.0.q_proj.weight": torch.zeros(4, 3, dtype=DOUBLE), "norm.weight": t(1.0, 1.0), "n": torch.tensor(1)}
+    base["embed.weight"] = torch.zeros(2, 2, dtype=DOUBLE)
     updates = randn(12, 2, 4, 3)
     states = [
-        {"layers.0.q_proj.weight": d, "norm.weight": t(1.0 + i, 1.0), "n": torch.tensor(5)}
+        {
+            "layers.0.q_proj.weight": d,
+            "norm.weight": t(1.0 + i, 1.0),
+            "n": torch.tensor(5),
+            "embed.weight": t([i] * 2, [0, 4]),
+        }
         for i, d in enumerate(updates)
     ]
     got = gcwm(base, states, weights=[1.0, 3.0])
     torch.testing.assert_close(got["layers.0.q_proj.weight"], gcwm_merge(updates, weights=[1.0, 3.0])[0])
     assert got["norm.weight"].tolist() == [1.75, 1.0]
+    assert got["embed.weight"].tolist() == [[0.75, 0.75], [0.0, 4.0]]
     assert got["n"].item() == 1
     with pytest.raises(ConfigError, match="2 states and 1 weights"):
         gcwm(base, states, weights=[1.0])
@@ -218,6 +249,6 @@ def test_continual_merge_telescopes():
     first, second = {"w": t(0.5, 0.0)}, {"w": t(0.25, 1.0)}
     after = continual_merge(continual_merge(base, first), second, first)
     assert after["w"].tolist() == [1.25, 3.0]
-    assert after["fixed"].tolist() == [5.0]
+    assert after["fixed"].tolist() == continual_merge(base, first)["fixed"].tolist() == [5.0]
     assert continual_merge(base, first, eta=0.5)["w"].tolist() == [1.25, 2.0]
     assert math.isclose(base["w"][0].item(), 1.0)

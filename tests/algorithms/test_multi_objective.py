@@ -118,3 +118,7 @@ def test_comprehensiveness_score_is_linear_in_judged_options():
     assert comprehensiveness_score(REASONING, options, verdicts=()) == 0.75
     assert comprehensiveness_score("goutish is unlikely", ["gout"]) == 0.0
     assert comprehensiveness_score(REASONING, []) == 0.0
+
+
+def test_comprehensiveness_score_ends_a_sentence_with_its_line():
+    assert comprehensiveness_score("Gout\nis one thing, flu is unlikely", ["gout", "flu"]) == 0.5

@@ -82,6 +82,12 @@ def test_ratio_metrics_by_hand():
     close(got["ess_ratio"], 3.5**2 / (5.25 * 3))
 
 
+def test_ratio_metrics_of_no_token_at_all_are_zero():
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
+    metrics = ratio_metrics(torch.ones(1, 2, dtype=F64), torch.zeros((), dtype=F64), nothing)
+    assert {name: m.item() for name, m in metrics.items()} == dict.fromkeys(metrics, 0.0)
+
+
 @pytest.mark.parametrize("bad", [{"clip_low": -0.1}, {"clip_low": 1.5}, {"clip_high": -1.0}, {"dual_clip": 1.0}])
 def test_ppo_clip_refuses_impossible_bounds(bad):
     with pytest.raises(ValueError, match="got clip_low"):

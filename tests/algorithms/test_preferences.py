@@ -285,3 +285,19 @@ def test_delta_learning_extrapolates_where_imitation_regresses():
     loss, _ = dpo_loss(logprob(3.0), logprob(2.0), logprob(3.0).detach(), logprob(2.0).detach(), beta=2.0)
     (dpo,) = torch.autograd.grad(loss.sum(), theta)
     assert dpo.item() == pytest.approx(-1.0)  # descent direction +1 (times beta / 2)
+
+
+@pytest.mark.parametrize("loss", PAIRWISE)
+def test_pairwise_metrics_carry_no_gradient(loss):
+    chosen, rejected = t(-1.0).requires_grad_(), t(-2.0).requires_grad_()
+    _, metrics = loss(chosen, rejected, t(0.0), t(0.0))
+    assert not any(metric.requires_grad for metric in metrics.values())
+
+
+def test_behavior_reference_of_one_step_a_phase_is_a_copy_of_each_policy_without_its_graph():
+    reference = BehaviorReference(1)
+    for step in range(3):
+        policy = {"w": torch.full((2,), float(step), requires_grad=True)}
+        assert reference.maybe_refresh(step, policy)
+        assert reference.state["w"].tolist() == [step, step]
+        assert not reference.state["w"].requires_grad

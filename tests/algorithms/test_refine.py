@@ -24,7 +24,7 @@ def draft(score):
 
 def test_severity_score_worked_values():
     assert severity_score([MINOR, MAJOR, MINOR]) == -7.0
-    assert severity_score([]) == 0.0
+    assert repr(severity_score([])) == "0.0"
     assert severity_score([MAJOR] * 9) == -25.0
     assert severity_score([MINOR] * 5 + [MAJOR]) == -9.0  # the worst five
     assert severity_score([MAJOR] * 9, max_errors=None) == -45.0
@@ -68,6 +68,7 @@ def test_acceptance_probability_at_zero_temperature_is_not_worse():
     "options",
     [
         {"new": math.nan, "old": 0, "temperature": 1},
+        {"new": 0, "old": math.inf, "temperature": 1},
         {"new": 0, "old": 0, "temperature": -1},
         {"new": 0, "old": 0, "temperature": 1, "n": 0},
     ],
@@ -115,6 +116,14 @@ def test_refine_at_the_temperature_limits_is_always_or_not_worse():
     assert hot.scores == (-5.0, *scores)
     cold = refine(draft(-5.0), scripted(scores), n=4, temperature=0.0)
     assert cold.accepted == (False, False, True, True)
+
+
+def test_refine_cools_down_from_step_to_step():
+    # each candidate is worse by 1: p = exp(-1 / (3 T)) is 0.72, 0.51 and 0.26 at T = 1, 1/2 and 1/4
+    rng = random.Random()
+    rng.random = lambda: 0.3
+    trace = refine(draft(0.0), scripted([-1.0, -2.0, -3.0]), n=3, temperature=1.0, cooling=0.5, perfect=None, rng=rng)
+    assert trace.accepted == (True, True, False)
 
 
 def test_refine_stops_when_nothing_is_left_to_refine():

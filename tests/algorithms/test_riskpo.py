@@ -1,5 +1,6 @@
 """RiskPO: worked weights, the likelihood-ratio identities behind them, quantiles that follow, credit by hand."""
 
+import json
 import math
 
 import pytest
@@ -155,3 +156,13 @@ def test_bundle_advantage_normalises_by_the_std_of_papers():
 def test_bundle_advantage_refuses_unknown_credit():
     with pytest.raises(ConfigError, match="did you mean 'uniform'"):
         bundle_advantage(R, BUNDLES, W, credit="uniforms")
+
+
+def test_quantile_tracker_moves_at_its_rate_and_keeps_no_graph():
+    tracker = QuantileTracker((0.5,), rate=0.25)
+    tracker.update(torch.tensor([1.0, 3.0], requires_grad=True))
+    assert tracker[0.5] == 2.0
+    tracker.update(torch.tensor([5.0, 7.0], requires_grad=True))
+    assert tracker[0.5] == 2.125  # 2 + 1/4 (1/2 - 0): no score is below 2
+    assert not tracker.quantiles.requires_grad
+    assert json.loads(json.dumps(tracker.state_dict())) == {"quantiles": [2.125]}

@@ -60,6 +60,7 @@ def test_assistant_mask_marks_assistant_segments():
     assert assistant_mask(chat, last_turn_only=True).tolist() == [False] * 6 + [True]
     assert assistant_mask([("user", 2)], last_turn_only=True).tolist() == [False, False]
     assert assistant_mask([]).tolist() == []
+    assert assistant_mask([]).dtype == assistant_mask(chat).dtype == torch.bool
 
 
 F_VALUES = {
@@ -223,3 +224,11 @@ def test_pear_weights_refuse_bad_parameters():
         weights([0.0], gamma=0.0)
     with pytest.raises(ValueError, match="did you mean 'token'"):
         weights([0.0], level="tokens")
+
+
+def test_sft_loss_and_pear_loss_check_shapes_and_report():
+    with pytest.raises(ValueError, match="logprobs: got shape"):
+        sft_loss(t([-1.0]), ones(1, 2))
+    logprobs = t([-1.0, -3.0])
+    _, metrics = pear_loss(logprobs, logprobs, ones(1, 2), gamma=1.0)
+    assert {name: m.item() for name, m in metrics.items()} == {"nll": 2.0, "weight_mean": 1.0}

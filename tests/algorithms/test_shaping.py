@@ -55,3 +55,11 @@ def test_attempt_reward_by_hand():
     passed = torch.tensor([0, 0.5, 0.9, 1, 1, 1, 1], dtype=F64)
     speedup = torch.tensor([9, 9, float("nan"), 0.5, 1.0, 2.0, 9.0], dtype=F64)
     close(attempt_reward(passed, speedup), [-1, -0.25, -0.05, 1, 1, 1.5, 2])
+
+
+def test_masks_are_checked():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"expected torch\.bool"):
+        drop_truncated(mask.int(), mask[:, 0])
+    with pytest.raises(ValueError, match="turn: got shape"):
+        first_turn(mask, torch.zeros(2, 1))

@@ -190,3 +190,27 @@ def test_skd_draws_replacements_from_the_filtered_teacher():
     ]  # fmt: skip
     assert set(drawn) == {0, 1}
     assert drawn.count(0) / 600 == pytest.approx(0.625, abs=0.06)
+
+
+def test_skd_acceptable_by_nucleus_of_each_position_of_a_batch():
+    logits = t([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]).log().expand(4, 2, 3)
+    drafts = torch.tensor([[0, 0], [1, 1], [2, 2], [0, 2]])
+    got = skd_acceptable(drafts, logits, top_p=0.6)
+    assert got.tolist() == [[True, False], [True, True], [False, True], [True, True]]
+
+
+def test_skd_generate_draws_from_the_generator_it_is_given():
+    def drawn(seed):
+        return skd_generate(
+            (0,),
+            lambda _, n: [1] * n,
+            lambda _, draft: torch.zeros(len(draft), 50),
+            generator=torch.Generator().manual_seed(seed),
+            eos=-1,
+            max_new=8,
+            k=0,
+            teacher_temperature=1.0,
+            teacher_top_p=1.0,
+        ).tokens
+
+    assert drawn(0) == drawn(0) != drawn(1)

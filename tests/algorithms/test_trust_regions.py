@@ -138,9 +138,10 @@ def test_ctpo_window_widens_with_the_root_of_the_position(t, low, high):
         log_rho = [0.0] * t
         log_rho[-1] = sign * 5.0
         lp, old, mask = one_row(log_rho)
-        loss, _ = ctpo(lp, old, torch.tensor([sign], dtype=F64), mask, dual_clip=None)
+        loss, metrics = ctpo(lp, old, torch.tensor([sign], dtype=F64), mask, dual_clip=None)
         close(loss[0, -1], expected, 6e-4)
         assert grad(loss.sum(), lp)[0, -1] == 0
+        close(metrics["clip_fraction_high" if sign > 0 else "clip_fraction_low"], 1 / t)
 
 
 def test_ctpo_power_zero_is_a_constant_window_and_average_a_geometric_mean():
@@ -148,6 +149,11 @@ def test_ctpo_power_zero_is_a_constant_window_and_average_a_geometric_mean():
     a = torch.ones(1, dtype=F64)
     close(ctpo(lp, old, a, mask, power=0.0)[0], [[-1, -1, -math.exp(0.05)]])
     close(ctpo(lp, old, a, mask, power=-0.5, clip_high=9.0, average=True)[0], [[-1, -1, -math.exp(0.1)]])
+
+
+def test_ctpo_window_may_widen_with_any_power():
+    lp, old, mask = one_row([0.0, 0.0, 9.0])
+    close(ctpo(lp, old, torch.ones(1, dtype=F64), mask, power=1.5)[0][0, 2], -math.exp(0.05 * 3**1.5))
 
 
 def test_ctpo_dual_clip_bounds_bad_tokens():
@@ -211,6 +217,8 @@ def test_decoupled_ppo_caps_by_dropping_or_by_truncating():
     a = torch.tensor([1.0], dtype=F64)
     close(decoupled_ppo(lp, prox, a, mask, sampler_logprobs=mu)[0], [[0.0, -1.0]])
     close(decoupled_ppo(lp, prox, a, mask, sampler_logprobs=mu, cap_mode="truncate")[0], [[-5.0, -1.0]])
+    often = prox + math.log(10.0)  # the sampler found these tokens ten times as likely: no lower bound
+    close(decoupled_ppo(lp, prox, a, mask, sampler_logprobs=often)[0], [[-0.1, -0.1]])
     with pytest.raises(ConfigError, match="did you mean 'truncate'"):
         decoupled_ppo(lp, prox, a, mask, sampler_logprobs=mu, cap_mode="truncat")
 
@@ -232,6 +240,15 @@ def test_f_tis_without_a_limit_is_truncated_importance_sampling():
     weight, _, _ = truncated_is(lp.detach(), OLD, MASK, cap=1.2)
     expected = reinforce(lp, lp.detach(), a, MASK)[0] * weight
     close(grad(loss.sum(), lp), grad(expected.sum(), lp))
+
+
+def test_f_tis_counts_near_rows_among_those_with_a_token():
+    old = torch.zeros(3, 2, dtype=F64)
+    lp = torch.tensor([[0.0, math.nan], [-9.0, -9.0], [math.nan, math.nan]], dtype=F64)
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    for reduce in ("sum", "mean"):
+        _, metrics = f_tis(lp, old, torch.ones(3, dtype=F64), mask, max_kl=5.0, reduce=reduce)
+        assert metrics["near_rows"] == 0.5
 
 
 def test_f_tis_limit_zero_trains_on_good_rows_only():

@@ -145,3 +145,8 @@ def test_score_norm_is_the_squared_distance_to_the_one_hot():
     got = score_norm(lp, torch.full((1, 3), float(p.square().sum()), dtype=F64), torch.tensor([[True, True, False]]))
     expected = sum((torch.eye(3, dtype=F64)[a] - p).square().sum() for a in (0, 1))
     close(got, [expected])
+
+
+def test_score_norm_checks_shapes():
+    with pytest.raises(ValueError, match="sum_squared_probs: got shape"):
+        score_norm(torch.zeros(2, 3), torch.zeros(2, 1), torch.ones(2, 3, dtype=torch.bool))

@@ -52,7 +52,7 @@ def test_vote_metrics_a_lucky_hit_has_right_rewards_under_a_wrong_label():
 def test_vote_metrics_average_over_groups():
     answers = torch.tensor([1, 1, 2, 3])
     gold = torch.tensor([1, 1, 7, 7])
-    got = vote_metrics(answers, gold, torch.tensor([0, 0, 1, 1]))
+    got = vote_metrics(answers, gold, torch.tensor([70, 70, -1, -1]))
     assert got["label_accuracy"] == 0.5
     assert got["majority_ratio"] == 0.75
     assert got["reward_accuracy"] == 0.75

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from toolgym.algorithms.win_rate import length_controlled_winrate
+from toolgym.algorithms.win_rate import _newton_step, length_controlled_winrate
 from toolgym.errors import ConfigError
 
 GAP = np.linspace(-100, 300, 401)
@@ -64,8 +64,20 @@ def test_length_controlled_winrate_standard_error():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(([], [], []), "got 0"), (([0.5], [1, 2], [1]), "got 1 preferences"), (([1.5], [1], [1]), r"outside \[0, 1\]")],
+    [
+        (([], [], []), "got 0"),
+        (([0.5], [1, 2], [1]), "got 1 preferences"),
+        (([1.5], [1], [1]), r"outside \[0, 1\]"),
+        (([-0.5], [1], [1]), r"outside \[0, 1\]"),
+    ],
 )
 def test_length_controlled_winrate_refuses(arguments, message):
     with pytest.raises(ConfigError, match=message):
         length_controlled_winrate(*arguments)
+
+
+@pytest.mark.parametrize(("weight", "l2"), [(0.0, 0.0), (1.0, 0.5)])
+def test_newton_step_of_a_constant_alone(weight, l2):
+    q = float(sigmoid(weight))
+    got = _newton_step(np.ones((4, 1)), np.array([1.0, 1.0, 1.0, 0.0]), np.array([weight]), l2)
+    assert got.tolist() == pytest.approx([(q - 0.75 + l2 * weight) / (q * (1 - q) + l2)], abs=1e-12)

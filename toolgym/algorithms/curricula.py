@@ -21,7 +21,7 @@ def select_intermediate(values: Tensor, m: int, *, tau: float = 0.5) -> Tensor:
     """
     if not 1 <= m <= values.shape[0]:
         raise ValueError(f"got m={m} of {values.shape[0]} candidates, expected 1 <= m <= candidates")
-    return torch.argsort((upcast(values.detach()) - tau).abs(), stable=True)[:m]
+    return torch.argsort((upcast(values) - tau).abs(), stable=True)[:m]
 
 
 @card(family="curriculum", certainty="certain")
@@ -36,7 +36,7 @@ def has_signal(rewards: Tensor, group: Tensor) -> Tensor:
     Returns: bool [B], equal within a group.
     Source:  DAPO (arXiv:2503.14476), dynamic sampling.
     """
-    r, index = upcast(rewards.detach()), group_index(group)
+    r, index = upcast(rewards), group_index(group)
     high, low = group_extreme(r, index, largest=True), group_extreme(r, index, largest=False)
     return high - low > SPREAD * torch.maximum(high.abs(), low.abs())
 
@@ -69,7 +69,8 @@ def ucb_probabilities(means: Tensor, counts: Tensor, *, tau: float = 0.1) -> tup
     """
     if tau <= 0:
         raise ValueError(f"got tau={tau}, expected > 0")
-    mean, n = upcast(means.detach()), upcast(counts).to(upcast(means).dtype)
+    mean = upcast(means.detach())
+    n = counts.to(mean.dtype)
     ucb = mean + (2 * (n.sum() + 1).log() / (n + 1)).sqrt()
     return ucb, (ucb / tau).softmax(0)
 
@@ -120,7 +121,7 @@ def sample_informative(info: Tensor, m: int, *, generator: torch.Generator | Non
     uniform = torch.rand(info.shape[0], generator=generator, dtype=torch.float64)
     weight = info.detach().to(torch.float64)
     race = (-torch.log1p(-uniform)).clamp(min=1e-300).log()
-    times = torch.where(weight > 0, race - weight.clamp(min=1e-300).log(), race + 1e6)
+    times = torch.where(weight > 0, race - weight.log(), race + 1e6)
     return torch.argsort(times)[:m]
 
 

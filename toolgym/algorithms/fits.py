@@ -66,8 +66,7 @@ def fit_sigmoid(compute: Sequence[float], scores: Sequence[float], *, start: flo
         raise ValueError(f"got {len(pairs)} usable points, expected at least 4, finite, with positive compute")
     log_c = torch.tensor([c for c, _ in pairs], dtype=torch.float64).log()
     y = torch.tensor([y for _, y in pairs], dtype=torch.float64) - start
-    b = torch.linspace(math.log(0.3), math.log(5.0), 40, dtype=torch.float64).exp()
-    mid = torch.linspace(float(log_c.min()) - math.log(10), float(log_c.max()) + math.log(10), 80, dtype=torch.float64)
+    b, mid = _candidates(log_c, 40, 80)
     for _ in range(12):  # each round narrows the grid around its best cell
         best, gain, sse = _sigmoid_grid(log_c, y, b, mid, 1 - start)
         i, j = best
@@ -89,12 +88,22 @@ def fit_sigmoid(compute: Sequence[float], scores: Sequence[float], *, start: flo
     )
 
 
+def _candidates(log_c: Tensor, exponents: int, midpoints: int) -> tuple[Tensor, Tensor]:
+    """Exponents from 0.3 to 5, log midpoints from a tenth of the least compute to ten times the largest; log-even."""
+    b = torch.linspace(math.log(0.3), math.log(5.0), exponents, dtype=torch.float64).exp()
+    low, high = float(log_c.min()) - math.log(10), float(log_c.max()) + math.log(10)
+    return b, torch.linspace(low, high, midpoints, dtype=torch.float64)
+
+
 def _sigmoid_grid(
     log_c: Tensor, y: Tensor, b: Tensor, mid: Tensor, limit: float
 ) -> tuple[tuple[int, int], Tensor, Tensor]:
-    """Best cell, gains A - R_0 and squared errors over the grid [b, mid]; the gain lies in (0, limit]."""
+    """Best cell, gains A - R_0 and squared errors over the grid [b, mid]; the gain lies in (0, limit].
+
+    No division by 0: within the `_candidates`, f is at least 1e-5 at the largest compute.
+    """
     f = torch.sigmoid(b[:, None, None] * (log_c - mid[None, :, None]))
-    gain = ((f * y).sum(-1) / f.square().sum(-1).clamp(min=1e-300)).clamp(1e-9, limit)
+    gain = ((f * y).sum(-1) / f.square().sum(-1)).clamp(1e-9, limit)
     sse = (gain[..., None] * f - y).square().sum(-1)
     cell = int(sse.argmin())
     return (cell // len(mid), cell % len(mid)), gain, sse
@@ -110,8 +119,7 @@ def _asymptote_interval(log_c: Tensor, y: Tensor, limit: float, sse_min: float) 
     """Lowest and highest gain whose profiled squared error passes the threshold."""
     n = len(y)
     bound = sse_min * (1 + 3.84 / max(n - 3, 1)) + 1e-12
-    b = torch.linspace(math.log(0.3), math.log(5.0), 60, dtype=torch.float64).exp()
-    mid = torch.linspace(float(log_c.min()) - 2.3, float(log_c.max()) + 2.3, 160, dtype=torch.float64)
+    b, mid = _candidates(log_c, 60, 160)
     f = torch.sigmoid(b[:, None, None] * (log_c - mid[None, :, None])).reshape(-1, n)
     # SSE(A) is a parabola in A for every (b, mid): yy - 2 A fy + A^2 ff. No loop over A is needed for its roots.
     ff, fy, yy = f.square().sum(1), f @ y, y.square().sum()
@@ -194,7 +202,7 @@ def fit_power_law(points: Sequence[tuple[float, float, float]]) -> PowerLawFit:
         for _ in range(10):
             grid = _around(grid, int(sse.argmin()), 41)
             k, sse = _slopes(grid, log_x, log_l, weight, scale)
-    best = int(sse.argmin())
+    best = sse.argmin()
     k_max, n0 = float(k[best]), float(10.0 ** grid[best])
     k_low, k_high = _slope_interval(log_x, log_l, weight, scale, identified)
     intercepts = {

@@ -76,7 +76,7 @@ def task_vectors(base: State, states: Sequence[State]) -> list[dict[str, Tensor]
     """tau_t = theta_t - theta_0 of the floating-point names, in float32 at least."""
     check_states([base, *states])
     return [
-        {name: upcast(state[name].detach()) - upcast(x.detach()) for name, x in base.items() if x.is_floating_point()}
+        {name: upcast(state[name].detach()) - x.detach() for name, x in base.items() if x.is_floating_point()}
         for state in states
     ]
 

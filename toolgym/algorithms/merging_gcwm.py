@@ -34,8 +34,8 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     return (vectors * values.clamp(min=floor).pow(exponent).unsqueeze(-2)) @ vectors.mT
 
 
-def _size(x: Tensor) -> float:
-    return float(x.square().sum().sqrt())
+def _size(x: Tensor) -> Tensor:
+    return x.square().sum().sqrt()
 
 
 def _trace(x: Tensor) -> Tensor:
@@ -221,13 +221,12 @@ def gcwm_merge(
     basis, covariances = common_geometry(d, rank=rank, floor=floor)
     conflict = geometry_conflict(covariances, weights=weights)
     gate = conflict_gate(conflict)
-    share = float(gate)
     plain = wudi(d, weights=weights)
     merged = plain
-    if share > 0.05:
+    if gate > 0.05:
         space = Whitening(basis=basis, barycenter=wasserstein_barycenter(covariances, weights=weights), floor=floor)
         geometric = space.recolour(wudi(space.whiten(d), weights=weights))
-        merged = geometric if share >= 0.95 else share * geometric + (1 - share) * plain
+        merged = geometric if gate >= 0.95 else gate * geometric + (1 - gate) * plain
     return merged.to(dtype), {"conflict": conflict.to(dtype), "gate": gate.to(dtype)}
 
 

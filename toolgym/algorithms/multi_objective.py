@@ -81,8 +81,7 @@ def crpo_reward(accuracy: Tensor, faithfulness: Tensor, comprehensiveness: Tenso
     """
     if k <= 2:
         raise ConfigError(f"crpo_reward got k={k}, expected above 2, so that no wrong answer beats a right one")
-    parts = (upcast(x.detach()) for x in (faithfulness, comprehensiveness))
-    return k * upcast(accuracy.detach()) + sum(parts, torch.zeros((), dtype=upcast(accuracy).dtype))
+    return k * upcast(accuracy.detach()) + faithfulness.detach() + comprehensiveness.detach()
 
 
 REQUIRED_TAGS = ("think", "dx", "conclusion")

@@ -48,7 +48,7 @@ def _score(h: Tensor, divergence: Divergence, alpha: float) -> Tensor:
 
 
 def _ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Tensor]:
-    return upcast(chosen) - upcast(ref_chosen.detach()), upcast(rejected) - upcast(ref_rejected.detach())
+    return upcast(chosen) - ref_chosen.detach(), upcast(rejected) - ref_rejected.detach()
 
 
 def _pair_metrics(h_w: Tensor, h_l: Tensor, beta: float) -> Metrics:

@@ -52,8 +52,8 @@ def progress_steps(
     check_mask(mask, logprobs=logprobs, ref_logprobs=ref_logprobs, step=step)
     index = torch.where(mask, step, n_steps).to(torch.int64)  # a column of their own takes the masked tokens
     present = _scatter(mask.to(torch.int64), index, n_steps, "sum") > 0
-    ours = _reduce(silence(logprobs.detach(), mask), index, n_steps, reduce)
-    theirs = _reduce(silence(ref_logprobs.detach(), mask), index, n_steps, reduce)
+    ours = _reduce(upcast(logprobs.detach()), index, n_steps, reduce)
+    theirs = _reduce(upcast(ref_logprobs.detach()), index, n_steps, reduce)
     return beta * silence(ours - theirs, present), present
 
 

@@ -169,7 +169,7 @@ def pear_weights(
 
 def _compact_sums(delta: Tensor, mask: Tensor) -> Tensor:
     """[B, T] whose n-th entry is the sum of the first n + 1 valid entries of ``delta``."""
-    place = torch.where(mask, mask.cumsum(1) - 1, delta.shape[1] - 1)
+    place = (mask.cumsum(1) - 1).clamp(min=0)  # a masked entry adds its 0 to the one before
     return torch.zeros_like(delta).scatter_add(1, place, delta).cumsum(1)
 
 

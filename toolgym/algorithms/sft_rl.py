@@ -81,7 +81,7 @@ def prefix_entropy_mask(entropy: Tensor, prefix_mask: Tensor, *, keep: float = 0
     ranked = torch.where(prefix_mask, upcast(entropy.detach()), -math.inf)
     order = torch.argsort(ranked, dim=1, descending=True, stable=True)
     rank = torch.argsort(order, dim=1, stable=True)
-    return prefix_mask & (rank < count)
+    return rank < count  # the masked ones stand last, and count is at most that of the others
 
 
 @card(family="sft", certainty="derived", parts=("group_advantage",))

@@ -30,8 +30,7 @@ def surrogate(logprobs: Tensor, value: Tensor, slope: Tensor) -> Tensor:
     """``value`` [B, T], whose gradient in ``logprobs`` is ``slope`` [B, T]; both are 0 where nothing is to be
     learned.
     """
-    apply = cast(Any, _Surrogate).apply
-    return cast(Tensor, apply(upcast(logprobs), value, slope))
+    return cast(Tensor, cast(Any, _Surrogate).apply(logprobs, value, slope))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,7 +127,7 @@ def vcpo_advantage(
         deviation = r - group_sum(r, index) / n
         std = (group_sum(deviation.square(), index) / n).sqrt()
         centred = torch.where(std > 1e-8, centred / std.clamp(min=1e-8), centred)
-    return log_weights.detach().exp().clamp(max=cap) * centred
+    return upcast(log_weights.detach()).exp().clamp(max=cap) * centred
 
 
 @card(family="advantage", certainty="certain")
