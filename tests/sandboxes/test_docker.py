@@ -231,8 +231,8 @@ async def test_no_system_v_object_outlives_an_execution():
 )
 async def test_nothing_is_left_when_the_owner_dies(how: str, number: int):
     run_id = f"test-owner-{how}-{number}-{os.getpid()}"
-    owner = await anyio.to_thread.run_sync(start_owner, how, run_id, 8)
-    assert len([row for row in await list_sandboxes() if row.run == run_id]) == 8
+    owner = await anyio.to_thread.run_sync(start_owner, how, run_id, 32)
+    assert len([row for row in await list_sandboxes() if row.run == run_id]) == 32
     await anyio.to_thread.run_sync(end_owner, owner, number)
     assert await wait_until_gone(run_id, 20) == []
 
