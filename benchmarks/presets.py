@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio
 
+from toolgym.config import load
 from toolgym.config.recipes import load_recipe
 from toolgym.trainer.config import RunConfig
 from toolgym.trainer.presets import PRESETS, RUNNABLE
@@ -37,7 +38,8 @@ def warm_model(folder: Path) -> Path:
 
 def learn(preset: str, model: Path, folder: Path, *, steps: int, tasks: int) -> dict[str, Any]:
     """Train one preset from ``model``; the run's summary."""
-    config = RunConfig.model_validate(
+    config = load(
+        RunConfig,
         {
             "name": preset,
             "env": {"id": ENV},
@@ -47,7 +49,7 @@ def learn(preset: str, model: Path, folder: Path, *, steps: int, tasks: int) -> 
             "rollout": {"groups_per_step": 16, "group_size": 8, "max_staleness": 1},
             "train": {"steps": steps, "checkpoint_every": steps},
             "evaluate": {"tasks": tasks, "transcripts": 0},
-        }
+        },
     )
     before = _cpu_s()
     summary = anyio.run(partial(train, config, runs_dir=folder))
