@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import functools
 import importlib.abc
 import importlib.util
 import os
@@ -214,7 +215,16 @@ def _source(tree: ast.Module, node: ast.AST, change) -> str:
                     setattr(n, name, self.visit(value))
             return n
 
-    return ast.unparse(ast.fix_missing_locations(Swap().visit(tree)))
+    return "\n".join(
+        ast.unparse(ast.fix_missing_locations(Swap().visit(s))) if s.lineno <= node.lineno <= s.end_lineno else _text(s)
+        for s in tree.body
+    )
+
+
+@functools.cache
+def _text(statement: ast.stmt) -> str:
+    """Of a whole function or class: unparsing it anew for each mutant of another one would take most of the time."""
+    return ast.unparse(statement)
 
 
 class _Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -94,6 +94,7 @@ def test_entropy_loss_descent_raises_entropy():
     mask = torch.ones(1, 1, dtype=torch.bool)
     loss, metrics = entropy_loss(logits, mask, coefficient=0.1)
     close(loss, -0.1 * metrics["entropy"].reshape(1, 1))
+    close(entropy_loss(logits, mask, coefficient=0.1, temperature=2.0)[0], -0.1 * entropy(logits / 2, mask))
     after = logits.detach() - torch.autograd.grad(loss.sum(), logits)[0]
     assert entropy(after, mask) > metrics["entropy"]
 

@@ -93,6 +93,12 @@ def test_sample_informative_is_proportional_without_replacement():
     )
 
 
+def test_sample_informative_draws_from_its_generator():
+    drawn = [sample_informative(torch.ones(100), 5, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert drawn[0].equal(drawn[1])
+    assert not drawn[0].equal(drawn[2])
+
+
 def test_sample_informative_all_zero_is_uniform():
     generator = torch.Generator().manual_seed(0)
     picks = torch.cat([sample_informative(torch.zeros(4), 1, generator=generator) for _ in range(4000)])

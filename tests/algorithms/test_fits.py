@@ -70,6 +70,21 @@ def test_fit_sigmoid_covers_the_truth_and_predicts_the_rest_of_the_run():
     assert covered >= 6
 
 
+@pytest.mark.parametrize(("n", "step", "exponent"), [(4, 10.0, 1.7), (12, 2.0, 2.5), (12, 1.8738, 1.7)])
+def test_fit_sigmoid_interval_ends_where_the_profiled_error_reaches_its_bound(n, step, exponent):
+    compute = [1000.0 * step**i for i in range(n)]
+    scores = [y + 0.002 * (-1) ** i for i, y in enumerate(curve(compute, exponent=exponent))]
+    fit = fit_sigmoid(compute, scores, start=0.30)
+    log_c, y = torch.tensor(compute, dtype=torch.float64).log(), torch.tensor(scores, dtype=torch.float64) - 0.30
+    b, middle = _candidates(log_c, 400, 800)
+    f = torch.sigmoid(b[:, None, None] * (log_c - middle[:, None]))
+    assert fit.low < fit.asymptote - 1e-4
+    assert fit.high > fit.asymptote + 1e-4
+    for end in (fit.low, fit.high):
+        profiled = ((end - 0.30) * f - y).square().sum(-1).min()
+        assert float(profiled) == pytest.approx(fit.sse * (1 + 3.84 / (n - 3)), rel=0.1)
+
+
 def test_fit_sigmoid_says_when_the_asymptote_is_not_identified():
     early = [c for c in COMPUTE if c < 5000]
     generator = torch.Generator().manual_seed(1)
@@ -184,3 +199,10 @@ def test_fit_power_law_one_size_has_the_interval_of_a_straight_line():
 def test_fit_power_law_slope_stays_between_zero_and_two(k, bound):
     fit = fit_power_law([(1e9, x, 0.1 * x**-k) for x in (1.0, 2.0, 4.0)])
     assert fit.k_max == fit.k_low == fit.k_high == bound
+
+
+def test_fit_power_law_explains_all_of_what_does_not_vary():
+    fit = fit_power_law([(1e9, x, 0.5) for x in (1.0, 10.0, 100.0, 1000.0)])
+    assert fit.k_max == 0.0
+    assert repr(fit.r_squared) == "1.0"
+    assert all(type(x) is float for x in (fit_power_law(POINTS).r_squared, fit.k_max, fit.n0, fit.k_low, fit.k_high))

@@ -269,6 +269,8 @@ def test_task_vectors_of_halves_are_taken_in_float32():
     (tau,) = task_vectors({"w": torch.tensor([256.0]).bfloat16()}, [{"w": torch.tensor([1.0]).bfloat16()}])
     assert tau["w"].tolist() == [-255.0]
     assert tau["w"].dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"differ in \['v'\]"):
+        task_vectors({"w": A}, [{"w": A, "v": A}])
 
 
 @pytest.mark.parametrize("x", [A, A.T])

@@ -20,6 +20,7 @@ FEW = {
     "distillation.EntropyGate.length": 4,
     "feedback.second_turn_prompt": 4,
     "merging_gcwm._eigh": 3,
+    "riskpo.QuantileTracker.__init__": 4,
 }
 
 
@@ -27,7 +28,7 @@ FEW = {
 def test_mutants_are_valid_different_and_at_least_five_a_function(module):
     found = mutation.mutants(module)
     source = (mutation.PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-    original = ast.unparse(ast.parse(source))
+    original = "\n".join(ast.unparse(statement) for statement in ast.parse(source).body)
     for mutant in found:
         compile(mutant.source, mutant.label, "exec")
         assert mutant.source != original, mutant.label

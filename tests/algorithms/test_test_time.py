@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolgym.algorithms.test_time import best_of_n, majority_vote, osca_allocate, osca_estimate, osca_value, pass_at_k
+from toolgym.algorithms.test_time import (
+    _fill,
+    _moves,
+    best_of_n,
+    majority_vote,
+    osca_allocate,
+    osca_estimate,
+    osca_value,
+    pass_at_k,
+)
 
 SEED_P = np.array([[0.1, 0.01], [0.01, 0.1]])
 
@@ -105,6 +114,7 @@ def test_osca_value_of_certain_success_and_of_nothing():
     assert osca_value(np.array([[1.0], [0.0]]), np.array([0, 3])) == 0.0
     assert osca_value(np.array([[1.0], [0.0]]), np.array([1, 3])) == 1.0
     assert osca_value(SEED_P, np.array([0, 0])) == 0.0
+    assert osca_value(SEED_P.tolist(), [5, 5]) == osca_value(SEED_P, np.array([5, 5]))
 
 
 @pytest.mark.parametrize("p", [[[1.5]], [[-0.1]], [[math.nan]]])
@@ -117,6 +127,14 @@ def test_osca_value_refuses_what_is_no_probability(p):
 def test_osca_value_refuses_a_bad_allocation(allocation):
     with pytest.raises(ValueError, match="allocation"):
         osca_value(SEED_P, np.array(allocation))
+
+
+def test_osca_moves_stay_within_the_budget():
+    costs = np.array([1.0, 2.0])
+    assert _moves(np.array([1, 0]), costs, 3.0) == [(-1, 0), (-1, 1), (0, 1)]
+    assert _moves(np.array([1, 1]), costs, 3.0) == [(1, 0)]
+    assert _fill(np.zeros(2, np.int64), costs, 5.0, min).tolist() == [5, 0]
+    assert _fill(np.zeros(2, np.int64), costs, 5.0, max).tolist() == [1, 2]
 
 
 def test_osca_allocate_finds_the_mixed_optimum():

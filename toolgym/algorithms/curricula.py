@@ -119,7 +119,7 @@ def sample_informative(info: Tensor, m: int, *, generator: torch.Generator | Non
         raise ValueError(f"got m={m} of {info.shape[0]} prompts, expected 1 <= m <= prompts")
     # Exponential races: the m smallest E_i / info_i are a draw without replacement; zeros race among themselves, last.
     uniform = torch.rand(info.shape[0], generator=generator, dtype=torch.float64)
-    weight = info.detach().to(torch.float64)
+    weight = info.to(torch.float64)
     race = (-torch.log1p(-uniform)).clamp(min=1e-300).log()
     times = torch.where(weight > 0, race - weight.log(), race + 1e6)
     return torch.argsort(times)[:m]

@@ -67,14 +67,16 @@ def fit_sigmoid(compute: Sequence[float], scores: Sequence[float], *, start: flo
     log_c = torch.tensor([c for c, _ in pairs], dtype=torch.float64).log()
     y = torch.tensor([y for _, y in pairs], dtype=torch.float64) - start
     b, mid = _candidates(log_c, 40, 80)
+    grids = [_candidates(log_c, 60, 160)]
     for _ in range(12):  # each round narrows the grid around its best cell
         best, gain, sse = _sigmoid_grid(log_c, y, b, mid, 1 - start)
         i, j = best
         b, mid = _around(b.log(), i, 41).exp(), _around(mid, j, 41)
+        grids.append((b, mid))
     _, gain, sse = _sigmoid_grid(log_c, y, b, mid, 1 - start)
     cell = int(sse.argmin())
     best_gain = float(gain.flatten()[cell])
-    low, high = _asymptote_interval(log_c, y, 1 - start, float(sse.min()))
+    low, high = _asymptote_interval(log_c, y, 1 - start, float(sse.min()), grids)
     middle = float(mid[cell % len(mid)])
     return SigmoidFit(
         start=start,
@@ -102,7 +104,7 @@ def _sigmoid_grid(
 
     No division by 0: within the `_candidates`, f is at least 1e-5 at the largest compute.
     """
-    f = torch.sigmoid(b[:, None, None] * (log_c - mid[None, :, None]))
+    f = _shapes(log_c, b, mid)
     gain = ((f * y).sum(-1) / f.square().sum(-1)).clamp(1e-9, limit)
     sse = (gain[..., None] * f - y).square().sum(-1)
     cell = int(sse.argmin())
@@ -115,20 +117,25 @@ def _around(grid: Tensor, place: int, n: int) -> Tensor:
     return torch.linspace(float(low), float(high), n, dtype=torch.float64)
 
 
-def _asymptote_interval(log_c: Tensor, y: Tensor, limit: float, sse_min: float) -> tuple[float, float]:
-    """Lowest and highest gain whose profiled squared error passes the threshold."""
+def _shapes(log_c: Tensor, b: Tensor, mid: Tensor) -> Tensor:
+    """The curve from 0 to 1 for each exponent and midpoint, [b, mid, n]."""
+    return torch.sigmoid(b[:, None, None] * (log_c - mid[None, :, None]))
+
+
+def _asymptote_interval(
+    log_c: Tensor, y: Tensor, limit: float, sse_min: float, grids: list[tuple[Tensor, Tensor]]
+) -> tuple[float, float]:
+    """Lowest and highest gain whose squared error, at its best (b, mid) of the ``grids``, passes the threshold.
+
+    The grids must hold the optimum's neighbourhood at every scale: a coarse one alone may miss a sharp optimum.
+    """
     n = len(y)
     bound = sse_min * (1 + 3.84 / max(n - 3, 1)) + 1e-12
-    b, mid = _candidates(log_c, 60, 160)
-    f = torch.sigmoid(b[:, None, None] * (log_c - mid[None, :, None])).reshape(-1, n)
+    f = torch.cat([_shapes(log_c, b, mid).reshape(-1, n) for b, mid in grids])
     # SSE(A) is a parabola in A for every (b, mid): yy - 2 A fy + A^2 ff. No loop over A is needed for its roots.
     ff, fy, yy = f.square().sum(1), f @ y, y.square().sum()
     discriminant = fy.square() - ff * (yy - bound)
     inside = discriminant >= 0
-    if not bool(inside.any()):  # the coarse grid misses a very sharp optimum: its own best cell stands for it
-        best = (yy - fy.square() / ff).argmin()
-        at = float((fy[best] / ff[best]).clamp(1e-9, limit))
-        return at, at
     root = discriminant[inside].sqrt()
     low = ((fy[inside] - root) / ff[inside]).min()
     high = ((fy[inside] + root) / ff[inside]).max()
