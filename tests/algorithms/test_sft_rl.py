@@ -69,6 +69,8 @@ def test_prefix_entropy_mask_keeps_the_least_certain():
     assert not prefix_entropy_mask(entropy, prefix, keep=0.0).any()
     with pytest.raises(ValueError, match="keep"):
         prefix_entropy_mask(entropy, prefix, keep=1.1)
+    with pytest.raises(ValueError, match="entropy: got shape"):
+        prefix_entropy_mask(entropy[:1], prefix)
 
 
 @given(st.integers(0, 999), st.floats(0, 1))
@@ -181,6 +183,13 @@ def test_group_alignment_loss_pairs_within_groups_and_averages_tokens():
     )
     half = 0.5 * math.log(2)  # means .4 and .4
     assert loss.tolist() == pytest.approx([half, half, 0.0], abs=1e-12)
+
+
+def test_dypo_loss_weighs_halves_in_float32():
+    rewards, group = t(1.0, 0.0), torch.tensor([0, 0])
+    half = [torch.full((2,), x).bfloat16() for x in (1.0078125, 0.9921875, 0.0)]
+    loss, _ = dypo_loss(*half, rewards=rewards, group=group, alpha=0.3)
+    assert loss.tolist() == pytest.approx([0.3 * 1.0078125 + 0.7 * 0.9921875] * 2, rel=1e-6)
 
 
 def test_dypo_loss_routes_each_group():

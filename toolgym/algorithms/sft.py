@@ -161,7 +161,7 @@ def pear_weights(
         index = mask.cumsum(1) - 1  # of a valid token among the valid ones
         last = torch.minimum((index // size + 1) * size, count)  # valid tokens up to the end of the token's block
         before = torch.cat([torch.zeros_like(total), _compact_sums(delta, mask)], 1)
-        log_weight = total - before.gather(1, last.clamp(min=0)) + math.log(gamma) * (count - last).to(delta.dtype)
+        log_weight = total - before.gather(1, last) + math.log(gamma) * (count - last).to(delta.dtype)
     else:
         raise ConfigError(nearest(level, ("sequence", "token", "block"), what="PEAR level"))
     return silence(log_weight.clamp(*log_range).exp(), mask)
