@@ -146,6 +146,10 @@ def test_pessimistic_and_its_bound_by_hand():
     assert_close(value, torch.tensor([[-1.2, 0.8, -2.0]], dtype=F64))
     assert_close(slope, torch.tensor([[0.0, 0.0, -2.0]], dtype=F64))
     assert lost.tolist() == [[True, True, False]]
+    rows = torch.tensor([[1.5], [0.5]], dtype=F64)  # one ratio a row
+    by_row = pessimistic(rows, rows.clamp(0.8, 1.2), torch.tensor([[1.0, -1.0], [2.0, -2.0]], dtype=F64))
+    assert_close(by_row[0], torch.tensor([[-1.2, 1.5], [-1.0, 1.6]], dtype=F64))
+    assert_close(by_row[1], torch.tensor([[0.0, 1.5], [-1.0, 0.0]], dtype=F64))
     value, slope = bound_above(value, slope - 1, torch.tensor([[0.0, 0.5, 0.0]], dtype=F64))
     assert_close(value, torch.tensor([[-1.2, 0.5, -2.0]], dtype=F64))
     assert_close(slope, torch.tensor([[-1.0, 0.0, -3.0]], dtype=F64))
