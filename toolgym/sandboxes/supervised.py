@@ -9,7 +9,7 @@ import codecs
 import json
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -406,7 +406,13 @@ class SupervisedSandbox(Sandbox):
     # -- the sandbox itself
 
     async def set_timeout(self, lifetime_s: float) -> None:
-        await self._ask({"op": "lifetime", "lifetime_s": lifetime_s})
+        # There is no answer to wait for: a pool's sandbox is had at once, and whatever is asked next comes after this.
+        if self._verdict is None and not self._connection.hung_up():
+            with suppress(ConnectionEnded, TimeoutError):
+                await self._connection.send({"op": "lifetime", "lifetime_s": lifetime_s})
+        if self.ended:
+            await self._end()
+            raise self._closed()
         self._expires = anyio.current_time() + lifetime_s
 
     async def info(self) -> SandboxInfo:

@@ -244,9 +244,8 @@ class Supervisor:
         self.channel.send({"id": header["id"], "ev": "done", "metrics": values})
 
     def do_lifetime(self, header, body):
-        """Set the time left."""
+        """Set the time left; there is no answer."""
         self.expires = time.monotonic() + header["lifetime_s"]
-        self.channel.send({"id": header["id"], "ev": "done"})
 
     def send_proxy(self, header, body=b""):
         """Send a frame about a program's connection."""
