@@ -59,6 +59,9 @@ def test_value_loss_takes_the_larger_error_and_loses_its_gradient_there():
     close(loss, [[0.405, 0.32, 1.125]])
     close(torch.autograd.grad(loss.sum(), v)[0], [[-0.9, 0.0, -1.5]])
     close(metrics["value_clip_fraction"], 1 / 3)
+    mirrored, _ = value_loss(-v, zero, -one, FULL)
+    close(mirrored, loss.detach())
+    close(torch.autograd.grad(mirrored.sum(), v)[0], [[-0.9, 0.0, -1.5]])
     loss, metrics = value_loss(v, zero, one, FULL, clip=None)
     close(loss, [[0.405, 0.125, 1.125]])
     assert "value_clip_fraction" not in metrics

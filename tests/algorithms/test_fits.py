@@ -26,6 +26,7 @@ def test_fit_sigmoid_recovers_a_curve_without_noise():
     assert fit.exponent == pytest.approx(1.7, abs=1e-2)
     assert fit.midpoint == pytest.approx(8000, rel=1e-2)
     assert fit.bounded
+    assert all(type(x) is float for x in (fit.asymptote, fit.exponent, fit.midpoint, fit.sse, fit.low, fit.high))
     assert 0.64 < fit.low <= fit.asymptote <= fit.high < 0.65
     assert fit.sse < 1e-8
 
