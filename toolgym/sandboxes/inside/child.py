@@ -184,6 +184,7 @@ def child_code(job):
     It waits for its request, runs it, and reports on descriptor 3.
     """
     own = os.getpid()
+    execute("0", types.ModuleType("__main__"))  # pages that every program touches are copied while it waits
     request, code = read_request()
     if request is None:
         return 0
