@@ -4,10 +4,11 @@ import ast
 import dis
 import random
 import warnings
-from types import CodeType
+from types import CodeType, SimpleNamespace
 
 import pytest
 
+from toolgym.sandboxes.inside import child
 from toolgym.sandboxes.inside.child import compile_code
 
 PIECES = (
@@ -40,7 +41,15 @@ def meaning(code: CodeType | None) -> object:
 
 
 @pytest.mark.slow
-def test_compile_code_means_what_the_tree_says():
+def test_compile_code_means_what_the_tree_says(monkeypatch: pytest.MonkeyPatch):
+    slow = 0
+
+    def parse(code: str, name: str) -> ast.Module:
+        nonlocal slow
+        slow += 1
+        return ast.parse(code, name)
+
+    monkeypatch.setattr(child, "ast", SimpleNamespace(parse=parse, Expr=ast.Expr, Expression=ast.Expression))
     compiled = quick = 0
     for seed in range(60_000):
         chosen = random.Random(seed)
@@ -53,12 +62,13 @@ def test_compile_code_means_what_the_tree_says():
                 with pytest.raises((SyntaxError, ValueError)):
                     compile_code(code)
                 continue
+            before = slow
             body, last = compile_code(code)
         compiled += 1
-        quick += code.rstrip()[-1:].isalnum()
+        quick += slow == before
         assert meaning(last) == meaning(expected[1]), code
         assert meaning(body) == meaning(expected[0]), code
-    assert compiled > 10_000
+    assert compiled - quick > 1_000  # both ways were gone often
     assert quick > 1_000
 
 

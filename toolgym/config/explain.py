@@ -115,7 +115,7 @@ def _problem(model: type[Config], problem: Any, place: Place) -> str:
         names = [n.strip("'") for n in str(context["expected"]).replace(" or ", ", ").split(", ")]
         return f"got {got}, expected one of {', '.join(names)}{_near(problem['input'], names)}"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else _lower(problem["msg"])
-    if expected == "a table" and len(place.shape.models) == 1:
+    if kind in ("model_type", "model_attributes_type") and len(place.shape.models) == 1:
         expected += f" with the keys {', '.join(f'{place.name}.{key}' for key in place.shape.models[0].model_fields)}"
     return f"got {got}, expected {expected}"
 

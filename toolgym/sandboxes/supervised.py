@@ -9,7 +9,7 @@ import codecs
 import json
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -188,6 +188,12 @@ class SupervisedSandbox(Sandbox):
         kind = SandboxLost if verdict is Verdict.LOST else SandboxClosed
         return kind(f"{self.provider} sandbox {self.id} has ended: {verdict}; open another")
 
+    async def _must_live(self) -> None:
+        """Raise SandboxClosed or SandboxLost where it has ended already, as far as can be seen without waiting."""
+        if self.ended:
+            await self._end()
+            raise self._closed()
+
     async def _end(self) -> Verdict:
         """Find out why the supervisor is gone, and clean up after it."""
         if self._verdict is None:
@@ -224,11 +230,7 @@ class SupervisedSandbox(Sandbox):
         self, header: dict[str, Any], body: bytes, timeout_s: float, on_output: OnOutput | None
     ) -> tuple[dict[str, Any], bytes]:
         """One foreground execution: the fields of its result, and its report. Killed where the caller is cancelled."""
-        if self._verdict is not None:
-            raise self._closed()
-        if self._connection.hung_up():  # it ended before this execution, not under it
-            await self._end()
-            raise self._closed()
+        await self._must_live()  # else it would look as if it had ended under this execution
         output = _Output(on_output, self.spec.output_kb << 10)
         box = self._connection.open_box()
         header = {**header, "id": box, "timeout_s": timeout_s, "stream": on_output is not None}
@@ -407,12 +409,12 @@ class SupervisedSandbox(Sandbox):
 
     async def set_timeout(self, lifetime_s: float) -> None:
         # There is no answer to wait for: a pool's sandbox is had at once, and whatever is asked next comes after this.
-        if self._verdict is None and not self._connection.hung_up():
-            with suppress(ConnectionEnded, TimeoutError):
-                await self._connection.send({"op": "lifetime", "lifetime_s": lifetime_s})
-        if self.ended:
+        await self._must_live()
+        try:
+            await self._connection.send({"op": "lifetime", "lifetime_s": lifetime_s})
+        except (ConnectionEnded, TimeoutError):
             await self._end()
-            raise self._closed()
+            raise self._closed() from None
         self._expires = anyio.current_time() + lifetime_s
 
     async def info(self) -> SandboxInfo:

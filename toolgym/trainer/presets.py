@@ -170,6 +170,9 @@ AWAITING: Mapping[str, Preset] = {
 PRESETS: Mapping[str, Preset] = {**RUNNABLE, **AWAITING}
 
 
+PLAIN_PARTS = {"kl": "kl", "aggregation": "row_weights", "overlong": "overlong_penalty"}  # parts that name no function
+
+
 def describe(name: str) -> dict[str, Any]:
     """What a preset is, as JSON values: its keys in a recipe, or what it awaits, and the functions it is made of.
 
@@ -179,8 +182,7 @@ def describe(name: str) -> dict[str, Any]:
         raise ConfigError(nearest(name, PRESETS, what="preset"))
     preset = PRESETS[name]
     made_of = [part["type"] for part in preset.parts.values() if isinstance(part, Mapping) and "type" in part]
-    if preset.parts:
-        made_of += [card for key, card in PLAIN_PARTS.items() if key in preset.parts]
+    made_of += [card for key, card in PLAIN_PARTS.items() if key in preset.parts]
     return {
         "preset": name,
         "recipe": f'algorithm = "{name}"' if not preset.awaiting else None,
@@ -192,7 +194,6 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-PLAIN_PARTS = {"kl": "kl", "aggregation": "row_weights", "overlong": "overlong_penalty"}  # parts that name no function
 BASELINE_OF_THE_GROUP = ("group_advantage", "rloo", "reinforce_plus_plus_baseline")
 
 
